@@ -1,0 +1,125 @@
+/**
+ * A line over a stream of Node (plain or TLS socket). Node reads ahead by at most `READ_AHEAD_BYTES`; beyond that, not
+ * calling `receive` stops the other side. Received bytes are copied into the lane's memory once.
+ */
+import type { Socket } from "node:net";
+import type { Memory, Pieces } from "#base/memory";
+import type { Ear, Line, LineEnd, Peer } from "../env.ts";
+import { codeOf, isReset } from "../faults.ts";
+
+export const READ_AHEAD_BYTES = 128 * 1024;
+
+export class NodeLine implements Line {
+  ear!: Ear;
+  readonly peer: Peer;
+  readonly socket: Socket;
+  readonly #memory: Memory;
+  #at = 0;
+  /** Bytes asked for; 0 when nothing is being received. */
+  #length = 0;
+  #ended = false;
+  #detached = false;
+  /** Set by `close`: from then on only `onClosed` is told. */
+  #closing = false;
+  #end: LineEnd = "broken";
+
+  constructor(memory: Memory, socket: Socket, tlsName = "") {
+    this.#memory = memory;
+    this.socket = socket;
+    this.peer = peerOf(socket, tlsName);
+    socket.on("readable", this.#deliver);
+    socket.on("end", this.#onEnd);
+    socket.on("error", this.#onError);
+    socket.on("close", this.#onClose);
+  }
+
+  receive(at: number, length: number): void {
+    this.#at = at;
+    this.#length = length;
+    process.nextTick(this.#deliver);
+  }
+
+  send(pieces: Pieces): void {
+    const { count } = pieces;
+    if (count === 0) {
+      process.nextTick(this.#onSent);
+      return;
+    }
+    this.socket.cork();
+    for (let piece = 0; piece < count; piece++) {
+      const view = this.#memory.slice(pieces.at[piece]!, pieces.length[piece]!);
+      if (piece < count - 1) this.socket.write(view);
+      else this.socket.write(view, this.#onSent);
+    }
+    this.socket.uncork();
+  }
+
+  close(): void {
+    if (this.#closing) return;
+    this.#closing = true;
+    this.#end = "stopped";
+    this.socket.destroy();
+  }
+
+  /** Lets go of the socket, with what it has read ahead, for somebody else to continue it. */
+  detach(): Socket {
+    this.#detached = true;
+    this.socket.off("readable", this.#deliver);
+    this.socket.off("end", this.#onEnd);
+    this.socket.off("close", this.#onClose);
+    return this.socket;
+  }
+
+  readonly #deliver = (): void => {
+    if (this.#length === 0 || this.#closing || this.#detached) return;
+    const count = Math.min(this.#length, this.socket.readableLength);
+    if (count > 0) {
+      this.#memory.bytes.set(this.socket.read(count) as Uint8Array, this.#at);
+      this.#tell(count);
+    } else if (this.#ended) {
+      this.#tell(0);
+    } else {
+      // An empty read makes the stream notice its end.
+      this.socket.read();
+    }
+  };
+
+  #tell(count: number): void {
+    this.#length = 0;
+    this.ear.onReceived(count);
+  }
+
+  readonly #onEnd = (): void => {
+    this.#ended = true;
+    if (this.#length > 0 && !this.#closing) this.#tell(0);
+  };
+
+  readonly #onSent = (error?: Error | null): void => {
+    // Node reports success for a write that it cancels because the stream has been destroyed.
+    if (!error && !this.#closing && !this.socket.destroyed) this.ear.onSent();
+  };
+
+  readonly #onError = (error: Error): void => {
+    if (!this.#closing) this.#end = isReset(codeOf(error)) ? "reset" : "broken";
+  };
+
+  readonly #onClose = (): void => {
+    this.#closing = true;
+    this.ear.onClosed(this.#end);
+  };
+}
+
+function peerOf(socket: Socket, tlsName: string): Peer {
+  return {
+    host: plainHost(socket.remoteAddress),
+    port: socket.remotePort ?? 0,
+    localHost: plainHost(socket.localAddress),
+    localPort: socket.localPort ?? 0,
+    tlsName,
+  };
+}
+
+/** An IPv4 address on an IPv6 socket as what it is. */
+function plainHost(host = ""): string {
+  return host.startsWith("::ffff:") && host.includes(".") ? host.slice(7) : host;
+}

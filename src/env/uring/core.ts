@@ -1,0 +1,52 @@
+/** What all parts of the io_uring Env share. */
+import type { Memory, Pieces } from "#base/memory";
+import { loadNative, type Native } from "./native.ts";
+import { Ring } from "./ring.ts";
+import { UringTurn } from "./uring-turn.ts";
+
+/** Entries of the lane's ring. The completions are what the kernel holds without allocating, not a limit. */
+const SUBMISSIONS = 1024;
+const COMPLETIONS = 8192;
+
+export class UringCore {
+  readonly native: Native;
+  readonly ring: Ring;
+  readonly turn: UringTurn;
+  readonly memory: Memory;
+  /** The address of position 0 of the memory, which is fixed and never moves; pinned by `memory`. */
+  readonly base: number;
+  /** On the clock of `performance`: until then, writes go to the ring's threads, because the disk makes them wait. */
+  avoidWritesUntil = 0;
+  /** Writes in a row that took long. */
+  slowWrites = 0;
+
+  constructor(memory: Memory) {
+    const native = loadNative();
+    if ("missing" in native) throw new Error(native.missing);
+    this.native = native;
+    this.memory = memory;
+    this.base = native.address(memory.bytes);
+    this.ring = new Ring({ entries: SUBMISSIONS, completions: COMPLETIONS, defer: true });
+    this.turn = new UringTurn(this.ring, native.preemptions);
+  }
+
+  /** Writes iovecs from `first` on for what follows the first `skip` bytes of `pieces`; returns how many. */
+  fillIovecs(first: number, pieces: Pieces, skip: number): number {
+    let index = first;
+    for (let piece = 0; piece < pieces.count; piece++) {
+      const length = pieces.length[piece]!;
+      if (skip >= length) {
+        skip -= length;
+        continue;
+      }
+      this.ring.setIovec(index++, this.base + pieces.at[piece]! + skip, length - skip);
+      skip = 0;
+    }
+    return index - first;
+  }
+
+  close(): void {
+    this.ring.close();
+    this.turn.close();
+  }
+}

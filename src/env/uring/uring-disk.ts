@@ -1,0 +1,154 @@
+/** Files in the ring. Names and metadata go through node:fs, as in `NodeDisk`. */
+import type { Pieces } from "#base/memory";
+import type { Effect } from "#base/task";
+import type { Bytes } from "#base/units";
+import type { Disk, DiskFault, DiskOp, File } from "../env.ts";
+import { diskFault } from "../faults.ts";
+import { FallocateMode } from "../libc.ts";
+import { fdOf, NodeFiles } from "../node/node-files.ts";
+import { ERRNO, FSYNC_DATASYNC, OP } from "./abi.ts";
+import type { UringCore } from "./core.ts";
+import { errorName } from "./native.ts";
+import type { Request } from "./ring.ts";
+
+export class UringDisk extends NodeFiles implements Disk {
+  readonly #core: UringCore;
+  readonly #free: DiskRequest[] = [];
+
+  constructor(core: UringCore) {
+    super();
+    this.#core = core;
+  }
+
+  submit(op: DiskOp): void {
+    op.fault = undefined;
+    op.count = 0;
+    const request = this.#free.pop() ?? new DiskRequest(this.#core, this.#free);
+    request.start(op);
+  }
+
+  override allocate(file: File, position: Bytes, length: Bytes): Effect<DiskFault | undefined> {
+    return this.#fallocate(file, FallocateMode.ALLOCATE, position, length);
+  }
+
+  override punch(file: File, position: Bytes, length: Bytes): Effect<DiskFault | undefined> {
+    return this.#fallocate(file, FallocateMode.PUNCH, position, length);
+  }
+
+  #fallocate(file: File, mode: number, position: Bytes, length: Bytes): Effect<DiskFault | undefined> {
+    return (resume) => {
+      const { ring, turn } = this.#core;
+      const request: Request = {
+        index: 0,
+        complete: (result) => {
+          ring.release(request);
+          resume(result < 0 ? diskFault(errorName(-result)) : undefined);
+        },
+      };
+      ring.register(request);
+      // The length stands where others have an address, the mode where others have a length.
+      ring.prepare(request, OP.FALLOCATE, fdOf(file), length, mode, position, 0);
+      turn.kick();
+    };
+  }
+}
+
+/**
+ * Writes of at most this many bytes go to the page cache by a call of their own. The ring would give them to a thread,
+ * since most file systems do not promise that a buffered write does not wait: 48 µs of the processor for 8 KiB that
+ * way, 5 µs this way.
+ */
+const DIRECT_BYTES_MAX = 512 * 1024;
+/**
+ * So many calls in a row that took so long have waited for the disk (one alone may have lost the processor to somebody);
+ * for a while, writes then go to the ring's threads.
+ */
+const SLOW_COUNT = 3;
+const SLOW_MS = 3;
+const AVOID_MS = 50;
+
+/** One operation in the ring; made once and used again and again. A short read or write is continued. */
+class DiskRequest implements Request {
+  index = 0;
+  readonly #core: UringCore;
+  readonly #free: DiskRequest[];
+  #op!: DiskOp;
+  /** What a write that was done directly came to; told with the next completions, as everything is. */
+  #direct: number | undefined;
+
+  constructor(core: UringCore, free: DiskRequest[]) {
+    this.#core = core;
+    this.#free = free;
+    core.ring.register(this);
+  }
+
+  start(op: DiskOp): void {
+    this.#op = op;
+    const { ring, base, turn } = this.#core;
+    const fd = fdOf(op.file);
+    const position = op.position + op.count;
+    if (op.kind === "sync") {
+      turn.syncs++;
+      ring.prepare(this, OP.FSYNC, fd, 0, 0, 0, FSYNC_DATASYNC);
+    } else if (op.kind === "write" && this.#writeNow(op, fd, position)) ring.prepare(this, OP.NOP, -1, 0, 0, 0, 0);
+    else if (totalOf(op) === 0) ring.prepare(this, OP.NOP, -1, 0, 0, 0, 0);
+    else if (op.pieces === undefined) {
+      const code = op.kind === "read" ? OP.READ : OP.WRITE;
+      ring.prepare(this, code, fd, base + op.at + op.count, op.length - op.count, position, 0);
+    } else {
+      const code = op.kind === "read" ? OP.READV : OP.WRITEV;
+      const first = ring.takeIovecs(op.pieces.count);
+      const count = this.#core.fillIovecs(first, op.pieces, op.count);
+      ring.prepare(this, code, fd, ring.iovecAddress(first), count, position, 0);
+    }
+    turn.kick();
+  }
+
+  #writeNow(op: DiskOp, fd: number, position: Bytes): boolean {
+    const left = totalOf(op) - op.count;
+    const core = this.#core;
+    if (left === 0 || left > DIRECT_BYTES_MAX) return false;
+    const began = performance.now();
+    if (began < core.avoidWritesUntil) return false;
+    const { ring } = core;
+    const count = op.pieces?.count ?? 1;
+    const first = ring.takeIovecs(count);
+    let used = 1;
+    if (op.pieces === undefined) ring.setIovec(first, core.base + op.at + op.count, left);
+    else used = core.fillIovecs(first, op.pieces, op.count);
+    this.#direct = ring.writeNow(fd, first, used, position);
+    const ended = performance.now();
+    core.slowWrites = ended - began > SLOW_MS ? core.slowWrites + 1 : 0;
+    if (core.slowWrites >= SLOW_COUNT) core.avoidWritesUntil = ended + AVOID_MS;
+    return true;
+  }
+
+  complete(completion: number): void {
+    const op = this.#op;
+    const result = this.#direct ?? completion;
+    if (op.kind === "sync") this.#core.turn.syncs--;
+    this.#direct = undefined;
+    if (result > 0 && op.kind !== "sync") {
+      op.count += result;
+      if (op.count < totalOf(op)) {
+        this.start(op);
+        return;
+      }
+    } else if (result === -ERRNO.EINTR || result === -ERRNO.EAGAIN) {
+      this.start(op);
+      return;
+    } else if (result < 0) {
+      op.fault = diskFault(errorName(-result));
+    } else if (op.kind === "write" && totalOf(op) > 0) {
+      // A write that gets nowhere without saying why.
+      op.fault = "io";
+    }
+    this.#free.push(this);
+    op.done(op);
+  }
+}
+
+function totalOf(op: DiskOp): number {
+  const pieces: Pieces | undefined = op.pieces;
+  return pieces === undefined ? op.length : pieces.total;
+}

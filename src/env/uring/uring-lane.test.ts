@@ -1,0 +1,147 @@
+/** What lanes need of the Env: connections that change hands, sleep that everything can end, and threads. */
+import assert from "node:assert/strict";
+import { once } from "node:events";
+import { describe, test } from "node:test";
+import { Worker } from "node:worker_threads";
+import { perform, promiseOf, type Task } from "#base/task";
+import { connected, good, pause, Talk } from "#test/contract/env-ground";
+import { realGround } from "#test/contract/env-real";
+import { UringEnv } from "./uring-env.ts";
+
+const make = () => realGround((options) => new UringEnv(options));
+
+test("a connection goes from one lane to another in the middle of a conversation, and nothing is lost", async () => {
+  const ground = make();
+  const other = make();
+  const talk = function* (): Task<void> {
+    const { near, far, listener } = yield* connected(ground);
+    yield* near.say("for the first lane, for the second");
+    assert.equal(yield* far.hearAll(18), "for the first lane");
+    const handed = ground.env.net.handover!.detach(far.line);
+    assert.ok(handed);
+    assert.deepEqual(handed.peer, far.line.peer);
+    const there = new Talk(other.env, other.env.net.handover!.adopt(handed.fd, handed.peer));
+    assert.deepEqual(there.line.peer, far.line.peer);
+    assert.equal(yield* there.hearAll(16), ", for the second");
+    yield* there.say("understood");
+    assert.equal(yield* near.hearAll(10), "understood");
+    yield* near.close();
+    assert.equal(yield* perform(there.receive()), 0);
+    yield* there.close();
+    // The first owner hears no more of it.
+    assert.deepEqual(far.heard, ["received 18"]);
+    ground.env.memory.free(far.buffer);
+    listener.close();
+    yield* perform(pause(ground.env, 2));
+  };
+  await promiseOf(talk());
+  assert.equal(ground.env.memory.used + other.env.memory.used, 0);
+  await ground.close();
+  await other.close();
+});
+
+test("a line with something in flight is not handed over", async () => {
+  const ground = make();
+  const talk = function* (): Task<void> {
+    const { near, far, listener } = yield* connected(ground);
+    far.receive()(() => {});
+    assert.throws(() => ground.env.net.handover!.detach(far.line), /in use/);
+    yield* near.close();
+    yield* far.close();
+    listener.close();
+  };
+  await promiseOf(talk());
+  await ground.close();
+});
+
+test("a lane that sleeps makes no system calls, and whatever comes wakes it", async () => {
+  const ground = make();
+  const env = ground.env as UringEnv;
+  const talk = function* (): Task<void> {
+    const { near, far, listener } = yield* connected(ground);
+    far.receive()(() => {});
+    for (let round = 0; round < 3; round++) {
+      // Long enough to fall asleep; then it must stay so.
+      yield* perform(pause(env, 30));
+      const before = env.enters;
+      yield* perform(pause(env, 50));
+      // The alarm itself ends the sleep once.
+      assert.ok(env.enters - before <= 8, `${env.enters - before} calls while asleep`);
+    }
+    yield* near.say("wake up");
+    yield* perform(pause(env, 20));
+    assert.ok(far.heard.includes("received 7"), far.heard.join());
+    yield* near.close();
+    yield* far.close();
+    listener.close();
+  };
+  await promiseOf(talk());
+  await ground.close();
+});
+
+describe("in a worker thread", () => {
+  const code = (body: string): string => `
+    const { parentPort } = require("node:worker_threads");
+    (async () => {
+      const { UringEnv } = await import(${JSON.stringify(new URL("./uring-env.js", import.meta.url).href)});
+      const log = { debug() {}, info() {}, warn() {}, error() {} };
+      const env = new UringEnv({ memoryBytes: 4 << 20, log });
+      const effect = (run) => new Promise((resolve) => run(resolve));
+      ${body}
+    })();
+  `;
+
+  test("messages, timers and connections reach a lane that sleeps", async () => {
+    const worker = new Worker(
+      code(`
+        const listener = await effect(env.net.listen({ host: "127.0.0.1", port: 0 }, (line) => {
+          line.ear = { onReceived(count) { line.close(); }, onSent() {}, onClosed() { parentPort.postMessage("closed"); } };
+          line.receive(env.memory.allocate(512), 512);
+        }));
+        parentPort.on("message", (message) => {
+          if (message === "end") { listener.close(); setTimeout(() => { env.close(); parentPort.close(); }, 5); }
+          else parentPort.postMessage(message);
+        });
+        setTimeout(() => parentPort.postMessage("timer"), 40);
+        parentPort.postMessage(listener.address);
+      `),
+      { eval: true },
+    );
+    const next = async () => (await once(worker, "message"))[0];
+    const address = await next();
+    assert.equal(await next(), "timer");
+    for (let n = 0; n < 3; n++) {
+      await new Promise((resolve) => setTimeout(resolve, 15));
+      worker.postMessage(n);
+      assert.equal(await next(), n);
+    }
+    const ground = make();
+    const dial = function* (): Task<void> {
+      const near = new Talk(ground.env, good(yield* perform(ground.env.net.dial(address))));
+      yield* near.say("hello");
+      assert.equal(yield* perform(near.receive()), 0);
+      yield* near.close();
+    };
+    await Promise.all([next().then((message) => assert.equal(message, "closed")), promiseOf(dial())]);
+    await ground.close();
+    worker.postMessage("end");
+    assert.deepEqual(await once(worker, "exit"), [0]);
+  });
+
+  test("an Env with nothing open does not keep its thread alive", async () => {
+    const worker = new Worker(code(`parentPort.unref(); await effect(env.disk.facts("/"));`), { eval: true });
+    assert.deepEqual(await once(worker, "exit"), [0]);
+  });
+
+  test("a thread that ends without closing its Env does no harm", async () => {
+    const worker = new Worker(
+      code(`
+        await effect(env.net.listen({ host: "127.0.0.1", port: 0 }, () => {}));
+        parentPort.postMessage("up");
+      `),
+      { eval: true },
+    );
+    await once(worker, "message");
+    await worker.terminate();
+  });
+});

@@ -1,0 +1,152 @@
+/** A line in the ring: received into and sent from the lane's memory without a copy of ours. */
+import type { Pieces } from "#base/memory";
+import type { Ear, Line, LineEnd, Peer } from "../env.ts";
+import { isReset } from "../faults.ts";
+import { ERRNO, MSG_NOSIGNAL, MSG_WAITALL, OP } from "./abi.ts";
+import type { UringCore } from "./core.ts";
+import { errorName } from "./native.ts";
+import type { Request } from "./ring.ts";
+
+/** Sends go on after a short one in the kernel; where it does not know that (before 5.19), we do. */
+const SEND_FLAGS = MSG_NOSIGNAL | MSG_WAITALL;
+
+export class UringLine implements Line {
+  ear!: Ear;
+  readonly peer: Peer;
+  readonly #core: UringCore;
+  readonly #lines: Set<UringLine>;
+  readonly #receive: Request;
+  readonly #send: Request;
+  #fd: number;
+  #receiving = false;
+  #sending = false;
+  #at = 0;
+  #length = 0;
+  #pieces!: Pieces;
+  #sent = 0;
+  /** Once set, only `onClosed` will be told, when nothing is in flight any more. */
+  #closing = false;
+  #end: LineEnd = "stopped";
+
+  constructor(core: UringCore, lines: Set<UringLine>, fd: number, peer: Peer) {
+    this.#core = core;
+    this.#lines = lines;
+    this.#fd = fd;
+    this.peer = peer;
+    this.#receive = { index: 0, complete: (result) => this.#onReceived(result) };
+    this.#send = { index: 0, complete: (result) => this.#onSent(result) };
+    core.ring.register(this.#receive);
+    core.ring.register(this.#send);
+    lines.add(this);
+  }
+
+  receive(at: number, length: number): void {
+    this.#at = at;
+    this.#length = length;
+    this.#submitReceive();
+  }
+
+  send(pieces: Pieces): void {
+    this.#pieces = pieces;
+    this.#sent = 0;
+    this.#submitSend();
+  }
+
+  close(): void {
+    this.#finish("stopped");
+  }
+
+  /** Lets go of the socket, for somebody else to continue it; nothing may be in flight. The line is told no more. */
+  detach(): number {
+    if (this.#receiving || this.#sending || this.#closing) throw new Error("a line in use cannot be handed over");
+    this.#release();
+    return this.#fd;
+  }
+
+  /** For the end of the Env, when the ring is gone. */
+  abandon(): void {
+    this.#core.native.close(this.#fd);
+  }
+
+  #submitReceive(): void {
+    if (this.#closing) return;
+    this.#receiving = true;
+    const { ring, base, turn } = this.#core;
+    ring.prepare(this.#receive, OP.RECV, this.#fd, base + this.#at, this.#length, 0, 0);
+    turn.kick();
+  }
+
+  #submitSend(): void {
+    if (this.#closing) return;
+    this.#sending = true;
+    const { ring, base, turn } = this.#core;
+    const pieces = this.#pieces;
+    if (pieces.total === 0) {
+      ring.prepare(this.#send, OP.NOP, -1, 0, 0, 0, 0);
+    } else if (pieces.count === 1) {
+      const address = base + pieces.at[0]! + this.#sent;
+      ring.prepare(this.#send, OP.SEND, this.#fd, address, pieces.total - this.#sent, 0, SEND_FLAGS);
+    } else {
+      const first = ring.takeIovecs(pieces.count);
+      const count = this.#core.fillIovecs(first, pieces, this.#sent);
+      ring.prepare(this.#send, OP.SENDMSG, this.#fd, ring.makeMessage(first, count), 1, 0, SEND_FLAGS);
+    }
+    turn.kick();
+  }
+
+  #onReceived(result: number): void {
+    this.#receiving = false;
+    if (this.#closing) this.#closeIfIdle();
+    else if (result >= 0) this.ear.onReceived(result);
+    else if (result === -ERRNO.EINTR || result === -ERRNO.EAGAIN) this.#submitReceive();
+    else this.#fail(-result);
+  }
+
+  #onSent(result: number): void {
+    this.#sending = false;
+    if (this.#fd < 0) this.#tellClosed();
+    else if (this.#closing) this.#closeIfIdle();
+    else if (result === -ERRNO.EINTR || result === -ERRNO.EAGAIN) this.#submitSend();
+    else if (result < 0) this.#fail(-result);
+    else {
+      this.#sent += result;
+      if (this.#sent < this.#pieces.total) this.#submitSend();
+      else this.ear.onSent();
+    }
+  }
+
+  #fail(errno: number): void {
+    this.#finish(isReset(errorName(errno)) ? "reset" : "broken");
+  }
+
+  #finish(end: LineEnd): void {
+    if (this.#closing) return;
+    this.#closing = true;
+    this.#end = end;
+    const { ring } = this.#core;
+    if (this.#receiving) ring.cancel(this.#receive);
+    if (this.#sending) ring.cancel(this.#send);
+    this.#closeIfIdle();
+    this.#core.turn.kick();
+  }
+
+  /** The descriptor is closed when no request uses it any more; otherwise a new socket could get its number. */
+  #closeIfIdle(): void {
+    if (this.#receiving || this.#sending) return;
+    this.#sending = true;
+    const fd = this.#fd;
+    this.#fd = -1;
+    this.#core.ring.prepare(this.#send, OP.CLOSE, fd, 0, 0, 0, 0);
+  }
+
+  #tellClosed(): void {
+    this.#release();
+    this.ear.onClosed(this.#end);
+  }
+
+  #release(): void {
+    this.#core.ring.release(this.#receive);
+    this.#core.ring.release(this.#send);
+    this.#lines.delete(this);
+  }
+}
