@@ -1,0 +1,297 @@
+/**
+ * The cleaner: copies what still lives in mostly dead segments to the end of the log, so that their space comes back
+ * after the next checkpoints. It works in small steps between the hosts' I/O, and gives up nothing that it could not
+ * read: a segment with damage in it stays.
+ */
+import type { Status } from "#base/status";
+import { perform, type Task } from "#base/task";
+import { BLOCK_BYTES } from "#base/units";
+import { COVERED_FROM, decodeGroup, EntryKind, GROUP, HEAD_BLOCKS_MAX } from "./format.ts";
+import { LogEntry } from "./log.ts";
+import { LEAF_BLOCKS, type Location } from "./map.ts";
+import type { Node } from "./node.ts";
+import { decodeEntries, type FoundEntry } from "./replay-entries.ts";
+import { locationOf, type Segment } from "./segment.ts";
+import { transfer } from "./segment-store.ts";
+import { during, type VersionSet } from "./version-set.ts";
+
+/** Blocks read and copied in one step: 512 KiB, about a millisecond of the lane. */
+const STEP_BLOCKS = 128;
+/**
+ * Cleaning begins when dead blocks are more than this part of the live ones. That is the bound where space counts: when a
+ * quarter of the disk or less is free, and when the set is at rest. While there is room, twice as much may be dead as
+ * alive costs nothing but room, and every block that is overwritten before it is cleaned is a copy saved.
+ */
+const DEAD_RATIO = 0.2;
+const DEAD_RATIO_ROOMY = 1;
+/** Where there is next to no room, waiting for more to die would mean to meet the end of the disk first. */
+const DEAD_RATIO_TIGHT = 0.05;
+/** With this part of the disk free, or more, there is room; in between, the bound moves evenly. */
+const FREE_ROOMY = 0.5;
+const FREE_TIGHT = 0.25;
+/** However much is free, one set's dead blocks do not take more than this part of it. */
+const FREE_PART_MAX = 0.1;
+/** Cleaning begins with at least this many segments of dead blocks… */
+const DEAD_SEGMENTS_MIN = 3;
+/** With less room than for so many segments, there is none to be generous with. */
+const TIGHT_SEGMENTS = 8;
+/** …and when it falls behind by this much, writes wait for it. */
+const BEHIND_RATIO = 0.07;
+/** A segment that is fuller than this is not worth copying. */
+const LIVE_RATIO_MAX = 0.92;
+/** Dead segments wait for a checkpoint until they are this part of all. */
+const WAITING_RATIO = 0.05;
+const WAITING_SEGMENTS_MIN = 4;
+
+interface Run {
+  readonly index: number;
+  readonly block: number;
+  readonly count: number;
+}
+
+export class Cleaner {
+  readonly #set: VersionSet;
+  /** Blocks copied since the set was opened. */
+  copied = 0;
+  #liveBlocks = 0;
+  #deadBlocks = 0;
+  #waiting = 0;
+  /** So little is free that every dead segment counts. */
+  #tight = false;
+  /** Dead blocks in relation to live ones, beyond which cleaning begins. */
+  #allowed = DEAD_RATIO;
+
+  constructor(set: VersionSet) {
+    this.#set = set;
+  }
+
+  #survey(): void {
+    let live = 0;
+    let dead = 0;
+    let waiting = 0;
+    for (const segment of this.#set.log.segments.values()) {
+      live += segment.live;
+      if (!segment.sealed || segment.damaged) continue;
+      if (segment.live === 0) waiting++;
+      else dead += segment.used - segment.live;
+    }
+    this.#liveBlocks = live;
+    this.#deadBlocks = dead;
+    this.#waiting = waiting;
+  }
+
+  /** True when there are segments that checkpoints would retire. */
+  get hasDead(): boolean {
+    this.#survey();
+    return this.#waiting > 0;
+  }
+
+  /** Decides how much may be dead: little when the set is at rest, or when the disk is filling up. */
+  *aim(atRest: boolean): Task<void> {
+    const { options, store, segmentBlocks, log } = this.#set;
+    this.#allowed = options.deadRatio ?? DEAD_RATIO;
+    const space = yield* store.space();
+    this.#tight = space !== undefined && space.available < TIGHT_SEGMENTS * segmentBlocks * BLOCK_BYTES;
+    if (options.deadRatio === undefined && this.#tight) this.#allowed = DEAD_RATIO_TIGHT;
+    if (options.deadRatio !== undefined || this.#tight || atRest || log.segments.count < 2 * DEAD_SEGMENTS_MIN) return;
+    if (space === undefined) return;
+    const free = space.available / space.total;
+    const roominess = Math.min(1, Math.max(0, (free - FREE_TIGHT) / (FREE_ROOMY - FREE_TIGHT)));
+    this.#survey();
+    const most = (space.available * FREE_PART_MAX) / BLOCK_BYTES / Math.max(this.#liveBlocks, segmentBlocks);
+    this.#allowed = Math.max(DEAD_RATIO, Math.min(most, DEAD_RATIO + roominess * (DEAD_RATIO_ROOMY - DEAD_RATIO)));
+  }
+
+  /** True when there is so much dead data that a segment should be cleaned. */
+  get isDue(): boolean {
+    this.#survey();
+    const least = (this.#tight ? 1 : DEAD_SEGMENTS_MIN) * this.#set.segmentBlocks;
+    return this.#deadBlocks > Math.max(this.#liveBlocks * this.#allowed, least);
+  }
+
+  /** True when enough segments are dead that a checkpoint should be taken for them to be retired. */
+  get waitsForCheckpoint(): boolean {
+    this.#survey();
+    if (this.#tight) return this.#waiting > 0;
+    return this.#waiting > Math.max(WAITING_SEGMENTS_MIN, this.#set.log.segments.count * WAITING_RATIO);
+  }
+
+  /** Holds back the hosts' writes as long as dead data is beyond its bound, and there is something to clean. */
+  throttle(): void {
+    this.#set.log.throttled = this.deadRatio > this.#allowed + BEHIND_RATIO && this.#choose() !== undefined;
+  }
+
+  /** Dead blocks, those of segments that wait to be retired included, in relation to live ones. */
+  get deadRatio(): number {
+    this.#survey();
+    const dead = this.#deadBlocks + this.#waiting * this.#set.segmentBlocks;
+    return dead <= 2 * DEAD_SEGMENTS_MIN * this.#set.segmentBlocks ? 0 : dead / Math.max(1, this.#liveBlocks);
+  }
+
+  /** Cleans the segment with the least that lives. False when there is none worth it, or it could not be done. */
+  *cleanOne(): Task<boolean> {
+    return yield* this.#set.maintenance.run(this.cleanInTurn());
+  }
+
+  /** The same for who has the turn of maintenance already. */
+  *cleanInTurn(): Task<boolean> {
+    const victim = this.#choose();
+    if (victim === undefined) return false;
+    return yield* during(this.#set.options, "clean", this.#clean(victim));
+  }
+
+  #choose(): Segment | undefined {
+    let best: Segment | undefined;
+    for (const segment of this.#set.log.segments.values()) {
+      if (!segment.sealed || segment.damaged || segment.live === 0 || segment.deadSince >= 0) continue;
+      if (segment.live > segment.used * LIVE_RATIO_MAX) continue;
+      if (best === undefined || segment.live / segment.used < best.live / best.used) best = segment;
+    }
+    return best;
+  }
+
+  *#clean(segment: Segment): Task<boolean> {
+    const { env, checksums } = this.#set;
+    const { memory, disk } = env;
+    if (!(yield* perform<boolean>((resume) => checksums.load(segment, resume)))) return false;
+    const at = memory.allocate(STEP_BLOCKS * BLOCK_BYTES);
+    const headAt = memory.allocate(HEAD_BLOCKS_MAX * BLOCK_BYTES);
+    segment.pins++;
+    try {
+      if (at === 0 || headAt === 0) return false;
+      for (let block = 1; block < segment.used && segment.live > 0; ) {
+        const length = Math.min(HEAD_BLOCKS_MAX, segment.used - block) * BLOCK_BYTES;
+        const fault = yield* transfer(disk, "read", segment.file!, block * BLOCK_BYTES, headAt, length);
+        const head =
+          fault === undefined
+            ? decodeGroup(memory.view, headAt, segment.number, block, segment.used - block)
+            : undefined;
+        const covered = (head?.headBlocks ?? 0) * BLOCK_BYTES - COVERED_FROM;
+        if (
+          head === undefined ||
+          memory.view.getUint32(headAt + GROUP.checksum) !== memory.hash(headAt + COVERED_FROM, covered)
+        ) {
+          segment.damaged = true;
+          return false;
+        }
+        const found = { segment: segment.number, block, head };
+        const entries: FoundEntry[] = [];
+        decodeEntries(memory.view, memory.bytes, headAt, found, (entry) => {
+          if (entry.kind === EntryKind.DATA || entry.kind === EntryKind.MOVE) entries.push({ ...entry });
+        });
+        const first = block + head.headBlocks;
+        for (let step = 0; step < head.dataBlocks; step += STEP_BLOCKS) {
+          const status = yield* this.#copyStep(
+            segment,
+            first,
+            step,
+            Math.min(STEP_BLOCKS, head.dataBlocks - step),
+            entries,
+            at,
+          );
+          if (status !== "ok") return false;
+        }
+        block = first + head.dataBlocks;
+      }
+      return segment.live === 0;
+    } finally {
+      segment.pins--;
+      if (at !== 0) memory.free(at);
+      if (headAt !== 0) memory.free(headAt);
+    }
+  }
+
+  /** Copies what lives among data blocks [from, from + count) of a group whose data begins at block `first`. */
+  *#copyStep(
+    segment: Segment,
+    first: number,
+    from: number,
+    count: number,
+    entries: readonly FoundEntry[],
+    at: number,
+  ): Task<Status> {
+    const runs: Run[] = [];
+    for (const entry of entries) {
+      const start = Math.max(from, entry.dataIndex);
+      const end = Math.min(from + count, entry.dataIndex + entry.count);
+      if (start < end)
+        this.#liveRuns(
+          runs,
+          start,
+          entry.block + (start - entry.dataIndex),
+          end - start,
+          locationOf(segment, first + start),
+        );
+    }
+    if (runs.length === 0) return "ok";
+    const { env, checksums, log } = this.#set;
+    const fault = yield* transfer(
+      env.disk,
+      "read",
+      segment.file!,
+      (first + from) * BLOCK_BYTES,
+      at,
+      count * BLOCK_BYTES,
+    );
+    if (fault !== undefined) {
+      segment.damaged = true;
+      return "medium";
+    }
+    for (const run of runs)
+      if (checksums.verify(segment, first + run.index, run.count, at + (run.index - from) * BLOCK_BYTES) < run.count) {
+        // The one who reads it will be told; copying it would make it look right.
+        segment.damaged = true;
+        return "medium";
+      }
+    let pending = runs.length;
+    let status: Status = "ok";
+    yield* perform<void>((resume) => {
+      for (const run of runs) {
+        const entry = new LogEntry((_, ended) => {
+          if (ended !== "ok") status = ended;
+          if (--pending === 0) resume();
+        });
+        entry.kind = EntryKind.MOVE;
+        entry.block = run.block;
+        entry.count = run.count;
+        entry.at = at + (run.index - from) * BLOCK_BYTES;
+        entry.from = locationOf(segment, first + run.index);
+        log.submit(entry);
+        this.copied += run.count;
+      }
+    });
+    return status;
+  }
+
+  /** Adds the runs of [block, block + count) that some version still has at `location` and on. */
+  #liveRuns(runs: Run[], index: number, block: number, count: number, location: Location): void {
+    const alive = new Uint8Array(count);
+    const { arena } = this.#set;
+    const seen: number[] = [];
+    const look = (node: Node, leafIndex: number): void => {
+      const leaf = node.map.leafAt(leafIndex);
+      if (leaf === 0 || seen.includes(leaf)) return;
+      seen.push(leaf);
+      const base = leafIndex * LEAF_BLOCKS;
+      const end = Math.min(block + count, base + LEAF_BLOCKS);
+      for (let at = Math.max(block, base); at < end; ) {
+        arena.find(leaf, at - base);
+        const length = Math.min(arena.length, end - at);
+        if (arena.location === location + (at - block)) alive.fill(1, at - block, at - block + length);
+        at += length;
+      }
+    };
+    for (let leafIndex = Math.floor(block / LEAF_BLOCKS); leafIndex * LEAF_BLOCKS < block + count; leafIndex++) {
+      seen.length = 0;
+      for (const node of this.#set.tree.all()) look(node, leafIndex);
+    }
+    for (let start = 0; start < count; ) {
+      let end = start + 1;
+      if (alive[start] === 1) {
+        while (end < count && alive[end] === 1) end++;
+        runs.push({ index: index + start, block: block + start, count: end - start });
+      }
+      start = end;
+    }
+  }
+}

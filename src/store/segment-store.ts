@@ -1,0 +1,339 @@
+/**
+ * Where the segments of one version set live: the narrow waist under the engine. A segment has a number that is never
+ * used twice; it is created only if absent, and that is the fence: of two writers, one fails to extend the log.
+ *
+ * `DirectoryStore` keeps them as files of one directory. Files whose content is dead are kept for a while and become new
+ * segments: writing over blocks that exist costs the file system no allocation, and `fdatasync` no journal commit.
+ */
+
+import { type Effect, perform, type Task } from "#base/task";
+import { BLOCK_BYTES, MIB } from "#base/units";
+import { type Disk, type DiskFault, DiskOp, type Env, type File, isDiskFault } from "#env/env";
+
+export interface SegmentStore {
+  /** Creates segment `number`; "exists" if there is one, whoever made it. Its name is durable when this is done. */
+  create(number: number): Task<File | DiskFault>;
+  /** Makes a spare whose blocks have been written, of `bytes`. A store for which that means nothing has none. */
+  prewrite?(bytes: number): Task<DiskFault | undefined>;
+  open(number: number): Task<File | DiskFault>;
+  /** Reserves space ahead of appends, so that a full disk is met here. */
+  reserve(file: File, position: number, length: number): Effect<DiskFault | undefined>;
+  /** Numbers of all segments, ascending. */
+  list(): Task<number[] | DiskFault>;
+  /** The segment's content is dead: its space may be used again. */
+  retire(number: number, file: File | undefined): Task<DiskFault | undefined>;
+  /**
+   * Takes a segment away for good: one that could not be given its space, or that a former run left behind. Its file may
+   * have another name, as another segment, and so must not be used again.
+   */
+  discard(number: number, file: File | undefined): Task<DiskFault | undefined>;
+  close(file: File): Effect<DiskFault | undefined>;
+  /** What the file of a segment is called, for messages. */
+  describe(number: number): string;
+
+  /** Checkpoints are numbered too; a new one appears whole or not at all. */
+  createCheckpoint(number: number): Task<File | DiskFault>;
+  commitCheckpoint(number: number, file: File): Task<DiskFault | undefined>;
+  openCheckpoint(number: number): Task<File | DiskFault>;
+  describeCheckpoint(number: number): string;
+  /** Ascending. */
+  listCheckpoints(): Task<number[] | DiskFault>;
+  removeCheckpoint(number: number): Task<DiskFault | undefined>;
+  /** Space kept so that checkpoints, and changes that free space, can be written when the disk is full. False: no room for it. */
+  keepReserve(use: ReserveUse, bytes: number): Task<boolean>;
+  giveReserve(use: ReserveUse): Task<boolean>;
+  /** Gives files that wait to be used again back to the file system; false when there were none. */
+  dropSpares(): Task<boolean>;
+
+  /** Of the disk, in bytes; undefined when it cannot be told. */
+  space(): Task<{ readonly total: number; readonly available: number } | undefined>;
+
+  /** Bytes taken on the disk by everything of this set, as `du` counts; `spare` of them wait to be used again. */
+  usage(): Task<{ readonly total: number; readonly spare: number }>;
+  /** Removes the set with all its files. */
+  destroy(): Task<DiskFault | undefined>;
+}
+
+/** Retired files kept for use as new segments; what is beyond goes back to the file system. */
+const SPARES_MAX = 8;
+/** A prewritten spare is made in steps of this size. */
+const PREWRITE_BYTES = MIB;
+
+const SEGMENT_NAME = /^segment-([0-9a-f]{12})$/;
+const CHECKPOINT_NAME = /^checkpoint-([0-9a-f]{12})$/;
+const hex = (number: number): string => number.toString(16).padStart(12, "0");
+
+/** Space is kept for checkpoints and changes that free space, and for copies of what lives in the way of the cleaner. */
+export type ReserveUse = "changes" | "cleaning";
+
+export class DirectoryStore implements SegmentStore {
+  readonly #env: Env;
+  readonly #disk: Disk;
+  readonly directory: string;
+  #spares: string[] = [];
+  #nextSpare = 0;
+  #scanned = false;
+
+  constructor(env: Env, directory: string) {
+    this.#env = env;
+    this.#disk = env.disk;
+    this.directory = directory;
+  }
+
+  /** Makes the directory of a new set; its parent must exist. */
+  *make(): Task<DiskFault | undefined> {
+    const fault = yield* perform(this.#disk.makeDirectory(this.directory));
+    if (fault !== undefined) return fault;
+    return yield* perform(this.#disk.syncDirectory(parentOf(this.directory)));
+  }
+
+  describe(number: number): string {
+    return `${this.directory}/segment-${hex(number)}`;
+  }
+
+  describeCheckpoint(number: number): string {
+    return `${this.directory}/checkpoint-${hex(number)}`;
+  }
+
+  *create(number: number): Task<File | DiskFault> {
+    yield* this.#scan();
+    const path = this.describe(number);
+    const spare = this.#spares.shift();
+    if (spare !== undefined) {
+      // A link is created only if absent; a rename would replace what another writer made.
+      const linked = yield* perform(this.#disk.link(spare, path));
+      if (linked === undefined) {
+        yield* perform(this.#disk.unlink(spare));
+        const file = yield* perform(this.#disk.open(path, "write"));
+        if (isDiskFault(file)) return file;
+        return (yield* perform(this.#disk.syncDirectory(this.directory))) ?? file;
+      }
+      this.#spares.unshift(spare);
+      if (linked === "exists") return linked;
+    }
+    const file = yield* perform(this.#disk.open(path, "create"));
+    if (isDiskFault(file)) return file;
+    return (yield* perform(this.#disk.syncDirectory(this.directory))) ?? file;
+  }
+
+  *open(number: number): Task<File | DiskFault> {
+    return yield* perform(this.#disk.open(this.describe(number), "write"));
+  }
+
+  reserve(file: File, position: number, length: number): Effect<DiskFault | undefined> {
+    return (resume) =>
+      this.#disk.allocate(file, position, length)((fault) => resume(fault === "unsupported" ? undefined : fault));
+  }
+
+  close(file: File): Effect<DiskFault | undefined> {
+    return this.#disk.close(file);
+  }
+
+  *list(): Task<number[] | DiskFault> {
+    return yield* this.#numbers(SEGMENT_NAME);
+  }
+
+  *listCheckpoints(): Task<number[] | DiskFault> {
+    return yield* this.#numbers(CHECKPOINT_NAME);
+  }
+
+  *#numbers(pattern: RegExp): Task<number[] | DiskFault> {
+    const names = yield* perform(this.#disk.list(this.directory));
+    if (isDiskFault(names)) return names;
+    const numbers: number[] = [];
+    for (const name of names) {
+      const match = pattern.exec(name);
+      if (match !== null) numbers.push(Number.parseInt(match[1]!, 16));
+    }
+    return numbers.sort((a, b) => a - b);
+  }
+
+  *discard(number: number, file: File | undefined): Task<DiskFault | undefined> {
+    if (file !== undefined) yield* perform(this.#disk.close(file));
+    return yield* perform(this.#disk.unlink(this.describe(number)));
+  }
+
+  *retire(number: number, file: File | undefined): Task<DiskFault | undefined> {
+    yield* this.#scan();
+    if (file !== undefined) yield* perform(this.#disk.close(file));
+    const path = this.describe(number);
+    if (this.#spares.length >= SPARES_MAX) return yield* perform(this.#disk.unlink(path));
+    const spare = `${this.directory}/spare-${hex(this.#nextSpare++)}`;
+    const fault = yield* perform(this.#disk.rename(path, spare));
+    if (fault !== undefined) return yield* perform(this.#disk.unlink(path));
+    this.#spares.push(spare);
+    return undefined;
+  }
+
+  *dropSpares(): Task<boolean> {
+    yield* this.#scan();
+    const spares = this.#spares.splice(0);
+    for (const spare of spares) yield* perform(this.#disk.unlink(spare));
+    return spares.length > 0;
+  }
+
+  get spareCount(): number {
+    return this.#spares.length;
+  }
+
+  /**
+   * Makes a spare whose blocks have been written: `fdatasync` of an append to it needs no journal commit. Worth its
+   * cost (the segment is written twice) only where flushes are frequent and appends small.
+   */
+  *prewrite(bytes: number): Task<DiskFault | undefined> {
+    yield* this.#scan();
+    // A spare has been written once already.
+    if (this.#spares.length > 0) return undefined;
+    const path = `${this.directory}/spare-${hex(this.#nextSpare++)}`;
+    const file = yield* perform(this.#disk.open(`${path}.new`, "create"));
+    if (isDiskFault(file)) return file;
+    const at = this.#env.memory.allocate(PREWRITE_BYTES);
+    let fault: DiskFault | undefined = at === 0 ? "full" : undefined;
+    if (at !== 0) {
+      this.#env.memory.bytes.fill(0, at, at + PREWRITE_BYTES);
+      for (let position = 0; position < bytes && fault === undefined; position += PREWRITE_BYTES) {
+        const length = Math.min(PREWRITE_BYTES, bytes - position);
+        fault = yield* transfer(this.#disk, "write", file, position, at, length);
+        if (fault === undefined) fault = yield* syncFile(this.#disk, file);
+      }
+      this.#env.memory.free(at);
+    }
+    yield* perform(this.#disk.close(file));
+    if (fault === undefined) fault = yield* perform(this.#disk.rename(`${path}.new`, path));
+    if (fault === undefined) this.#spares.push(path);
+    else yield* perform(this.#disk.unlink(`${path}.new`));
+    return fault;
+  }
+
+  *createCheckpoint(number: number): Task<File | DiskFault> {
+    const path = `${this.describeCheckpoint(number)}.new`;
+    yield* perform(this.#disk.unlink(path)); // of an attempt that was cut short
+    return yield* perform(this.#disk.open(path, "create"));
+  }
+
+  *commitCheckpoint(number: number, file: File): Task<DiskFault | undefined> {
+    let fault = yield* syncFile(this.#disk, file);
+    yield* perform(this.#disk.close(file));
+    const path = this.describeCheckpoint(number);
+    if (fault === undefined) fault = yield* perform(this.#disk.rename(`${path}.new`, path));
+    if (fault === undefined) fault = yield* perform(this.#disk.syncDirectory(this.directory));
+    else yield* perform(this.#disk.unlink(`${path}.new`));
+    return fault;
+  }
+
+  *openCheckpoint(number: number): Task<File | DiskFault> {
+    return yield* perform(this.#disk.open(this.describeCheckpoint(number), "read"));
+  }
+
+  *removeCheckpoint(number: number): Task<DiskFault | undefined> {
+    return yield* perform(this.#disk.unlink(this.describeCheckpoint(number)));
+  }
+
+  *keepReserve(use: ReserveUse, bytes: number): Task<boolean> {
+    const path = `${this.directory}/reserve-${use}`;
+    const facts = yield* perform(this.#disk.facts(path));
+    if (!isDiskFault(facts) && facts.size >= bytes) return true;
+    yield* perform(this.#disk.unlink(path));
+    const file = yield* perform(this.#disk.open(path, "create"));
+    if (isDiskFault(file)) return false;
+    const fault = yield* perform(this.#disk.allocate(file, 0, bytes));
+    yield* perform(this.#disk.close(file));
+    if (fault !== undefined) yield* perform(this.#disk.unlink(path));
+    // Where space cannot be reserved at all, there is nothing to wait for.
+    return fault === undefined || fault === "unsupported";
+  }
+
+  *giveReserve(use: ReserveUse): Task<boolean> {
+    return (yield* perform(this.#disk.unlink(`${this.directory}/reserve-${use}`))) === undefined;
+  }
+
+  *space(): Task<{ readonly total: number; readonly available: number } | undefined> {
+    const space = yield* perform(this.#disk.space(this.directory));
+    return isDiskFault(space) || space.total === 0 ? undefined : space;
+  }
+
+  *usage(): Task<{ readonly total: number; readonly spare: number }> {
+    // A second name that a former run could not take away would be counted twice.
+    yield* this.#scan();
+    const names = yield* perform(this.#disk.list(this.directory));
+    let total = 0;
+    let spare = 0;
+    if (!isDiskFault(names))
+      for (const name of names) {
+        const facts = yield* perform(this.#disk.facts(`${this.directory}/${name}`));
+        if (isDiskFault(facts)) continue;
+        total += facts.allocated;
+        if (name.startsWith("spare-") || name.startsWith("reserve-")) spare += facts.allocated;
+      }
+    return { total, spare };
+  }
+
+  *destroy(): Task<DiskFault | undefined> {
+    // Checkpoints go first: without one, the rest is recognised as the remains of a set that was being removed.
+    const names = yield* perform(this.#disk.list(this.directory));
+    if (isDiskFault(names)) return names;
+    const order = (name: string): number => (name.startsWith("checkpoint") ? 0 : 1);
+    for (const name of names.sort((a, b) => order(a) - order(b)))
+      yield* perform(this.#disk.unlink(`${this.directory}/${name}`));
+    const fault = yield* perform(this.#disk.removeDirectory(this.directory));
+    if (fault !== undefined) return fault;
+    return yield* perform(this.#disk.syncDirectory(parentOf(this.directory)));
+  }
+
+  /**
+   * Clears away what was being made when a former run ended, and its spares: a run that was cut short while it made a
+   * segment of a spare may have left both names, and what is written to that segment must not become another one.
+   */
+  *#scan(): Task<void> {
+    if (this.#scanned) return;
+    this.#scanned = true;
+    const names = yield* perform(this.#disk.list(this.directory));
+    if (isDiskFault(names)) return;
+    for (const name of names) {
+      if (name.endsWith(".new") || name.startsWith("spare-"))
+        yield* perform(this.#disk.unlink(`${this.directory}/${name}`));
+    }
+  }
+}
+
+/** Reads or writes `length` bytes as a step of a task. A read beyond the end of the file leaves zeroes. */
+export function* transfer(
+  disk: Disk,
+  kind: "read" | "write",
+  file: File,
+  position: number,
+  at: number,
+  length: number,
+): Task<DiskFault | undefined> {
+  const op = yield* performOp(disk, kind, file, position, at, length);
+  return op.fault;
+}
+
+/** The same; the operation that was done tells how much there was to read. */
+export function* performOp(
+  disk: Disk,
+  kind: "read" | "write" | "sync",
+  file: File,
+  position: number,
+  at: number,
+  length: number,
+): Task<DiskOp> {
+  return yield* perform<DiskOp>((resume) => {
+    const op = new DiskOp(resume);
+    op.kind = kind;
+    op.file = file;
+    op.position = position;
+    op.at = at;
+    op.length = length;
+    disk.submit(op);
+  });
+}
+
+export function* syncFile(disk: Disk, file: File): Task<DiskFault | undefined> {
+  return (yield* performOp(disk, "sync", file, 0, 0, 0)).fault;
+}
+
+const parentOf = (path: string): string => path.slice(0, path.lastIndexOf("/")) || "/";
+
+/** Segments of this many blocks unless a set was made with other ones (the simulator makes small ones). */
+export const SEGMENT_BLOCKS_DEFAULT = (32 * MIB) / BLOCK_BYTES;

@@ -1,0 +1,247 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import type { Task } from "#base/task";
+import { BlockOp, Extents, type OpKind } from "#device/device";
+import { drawPowerCut } from "#sim/env/power-cuts";
+import type { SimProcess } from "#sim/env/sim-process";
+import { Resources, World } from "#sim/env/world";
+import { DirectoryStore } from "./segment-store.ts";
+import type { Version } from "./version.ts";
+import { type SetOptions, VersionSet } from "./version-set.ts";
+
+const resources = new Resources();
+const OPTIONS: SetOptions = { segmentBlocks: 128, checkpointBytes: 1024 * 1024, deadRatio: 0.15 };
+const BLOCK = 4096;
+
+class Rig {
+  readonly world: World;
+  env: SimProcess;
+  set!: VersionSet;
+  constructor(seed: number) {
+    this.world = new World(seed, resources);
+    this.env = this.world.node("server").start();
+  }
+  finish<T>(task: Task<T>): T {
+    return this.world.finish(task);
+  }
+  create(options: SetOptions = OPTIONS): VersionSet {
+    const store = new DirectoryStore(this.env, "/set");
+    assert.equal(this.finish(store.make()), undefined);
+    this.set = this.finish(VersionSet.create(this.env, store, options));
+    return this.set;
+  }
+  open(options: SetOptions = OPTIONS): VersionSet {
+    this.set = this.finish(VersionSet.open(this.env, new DirectoryStore(this.env, "/set"), options));
+    return this.set;
+  }
+  /** Runs one operation to its end; `data` is written, or what was read is returned. */
+  run(
+    version: Version,
+    kind: OpKind,
+    offset: number,
+    length: number,
+    data?: Uint8Array,
+    more: Partial<BlockOp> = {},
+  ): Uint8Array {
+    let ended = false;
+    const op = new BlockOp(() => {
+      ended = true;
+    });
+    Object.assign(op, { kind, offset, length, ...more });
+    op.at = this.env.memory.allocate(Math.max(length, data?.length ?? 0, 1));
+    if (data !== undefined) this.env.memory.bytes.set(data, op.at);
+    version.submit(op);
+    assert.ok(
+      this.world.runUntil(() => ended),
+      `${kind} never ends`,
+    );
+    const out = this.env.memory.bytes.slice(op.at, op.at + length);
+    this.env.memory.free(op.at);
+    this.last = op;
+    return out;
+  }
+  last!: BlockOp;
+  ok(
+    version: Version,
+    kind: OpKind,
+    offset: number,
+    length: number,
+    data?: Uint8Array,
+    more: Partial<BlockOp> = {},
+  ): Uint8Array {
+    const out = this.run(version, kind, offset, length, data, more);
+    assert.equal(this.last.status, "ok", `${kind} at ${offset}`);
+    return out;
+  }
+}
+
+const filled = (length: number, seed: number): Uint8Array =>
+  Uint8Array.from({ length }, (_, index) => (index * 7 + seed * 13 + (index >> 8)) & 255);
+
+test("what was written is read, holes are zeroes, and both are the same after closing and opening", () => {
+  const rig = new Rig(1);
+  rig.create();
+  const db = rig.finish(rig.set.createVolume({ name: "db", size: 64 * BLOCK }));
+  rig.ok(db, "write", 4 * BLOCK, 3 * BLOCK, filled(3 * BLOCK, 1));
+  const check = (version: Version): void => {
+    assert.deepEqual(rig.ok(version, "read", 4 * BLOCK, 3 * BLOCK), filled(3 * BLOCK, 1));
+    assert.deepEqual(rig.ok(version, "read", 0, 4 * BLOCK), new Uint8Array(4 * BLOCK));
+  };
+  check(db);
+  rig.finish(rig.set.close());
+  check(rig.open().version("db"));
+  rig.world.end();
+});
+
+test("a snapshot keeps what it froze, clones start from it, and rolling back brings it back", () => {
+  const rig = new Rig(2);
+  const set = rig.create();
+  const db = rig.finish(set.createVolume({ name: "db", size: 64 * BLOCK }));
+  rig.ok(db, "write", 0, 8 * BLOCK, filled(8 * BLOCK, 1));
+  const monday = rig.finish(set.snapshot("db@monday"));
+  rig.ok(db, "write", 0, 4 * BLOCK, filled(4 * BLOCK, 2));
+  rig.ok(db, "trim", 4 * BLOCK, 2 * BLOCK);
+  assert.deepEqual(rig.ok(monday, "read", 0, 8 * BLOCK), filled(8 * BLOCK, 1));
+  const copy = rig.finish(set.clone("db@monday", "copy"));
+  rig.ok(copy, "write", 7 * BLOCK, BLOCK, filled(BLOCK, 3));
+  assert.deepEqual(rig.ok(copy, "read", 0, 7 * BLOCK), filled(8 * BLOCK, 1).slice(0, 7 * BLOCK));
+  assert.deepEqual(rig.ok(db, "read", 4 * BLOCK, 2 * BLOCK), new Uint8Array(2 * BLOCK));
+  rig.run(monday, "write", 0, BLOCK, filled(BLOCK, 9));
+  assert.equal(rig.last.status, "denied");
+
+  assert.deepEqual(rig.finish(set.accounting("db")), {
+    provisioned: 64 * BLOCK,
+    mapped: 6 * BLOCK,
+    exclusive: 4 * BLOCK,
+    shared: 2 * BLOCK,
+  });
+  // Blocks 0 to 6 are still in the clone; block 7 is in the volume: nothing is the snapshot's alone.
+  assert.equal(rig.finish(set.accounting("db@monday")).exclusive, 0);
+  rig.finish(set.rollback("db@monday"));
+  assert.deepEqual(rig.ok(db, "read", 0, 8 * BLOCK), filled(8 * BLOCK, 1));
+  rig.world.run(10_000);
+  assert.deepEqual(set.checkCounts(), []);
+  assert.equal(set.parentOf("db"), "db@monday");
+  rig.finish(set.remove("db@monday"));
+  rig.world.run(10_000);
+  assert.deepEqual(set.checkCounts(), []);
+  assert.deepEqual(rig.ok(db, "read", 0, 8 * BLOCK), filled(8 * BLOCK, 1));
+  assert.deepEqual(rig.ok(copy, "read", 7 * BLOCK, BLOCK), filled(BLOCK, 3));
+  rig.world.end();
+});
+
+test("parts of blocks, compare-and-write and block status", () => {
+  const rig = new Rig(3);
+  const set = rig.create();
+  const db = rig.finish(set.createVolume({ name: "db", size: 64 * BLOCK, blockSize: 512 }));
+  rig.ok(db, "write", 512, 512, filled(512, 1));
+  rig.ok(db, "write", 3 * BLOCK - 1024, BLOCK + 1024, filled(BLOCK + 1024, 2));
+  assert.deepEqual(rig.ok(db, "read", 512, 512), filled(512, 1));
+  assert.deepEqual(rig.ok(db, "read", 0, 512), new Uint8Array(512));
+  assert.deepEqual(rig.ok(db, "read", 3 * BLOCK - 1024, BLOCK + 1024), filled(BLOCK + 1024, 2));
+  rig.ok(db, "compare-write", 512, 512, Uint8Array.from([...filled(512, 1), ...filled(512, 5)]));
+  assert.deepEqual(rig.ok(db, "read", 512, 512), filled(512, 5));
+  const wrong = filled(512, 5);
+  wrong[100]! ^= 1;
+  rig.run(db, "compare-write", 512, 512, Uint8Array.from([...wrong, ...filled(512, 6)]));
+  assert.deepEqual([rig.last.status, rig.last.result], ["miscompare", 100]);
+  rig.ok(db, "zero", 600 - 88, 512);
+  assert.deepEqual(rig.ok(db, "read", 512, 512), new Uint8Array(512));
+  const extents = new Extents(16);
+  rig.finish(set.snapshot("db@s"));
+  rig.ok(db, "write", 3 * BLOCK, BLOCK, filled(BLOCK, 7));
+  rig.ok(db, "status", 0, 8 * BLOCK, undefined, { extents });
+  const rows = Array.from({ length: extents.count }, (_, i) => [extents.length[i], extents.flags[i], extents.depth[i]]);
+  assert.deepEqual(rows, [
+    [BLOCK, 0, 2],
+    [BLOCK, 3, 0],
+    [BLOCK, 0, 2],
+    [BLOCK, 0, 1],
+    [4 * BLOCK, 3, 0],
+  ]);
+  rig.world.end();
+});
+
+/** Random operations against a model; `end` closes, kills, or cuts the power, and then all is opened and compared. */
+for (const ending of ["close", "kill", "power"] as const)
+  test(`random histories with snapshots, cleaning and checkpoints, ended by ${ending}`, () => {
+    for (let seed = 1; seed <= 12; seed++) {
+      const rig = new Rig(seed * 100 + ending.length);
+      const { chance } = rig.world;
+      rig.create();
+      const blocks = 300;
+      const names = ["v0"];
+      const models = new Map<string, number[]>([["v0", new Array(blocks).fill(0)]]);
+      rig.finish(rig.set.createVolume({ name: "v0", size: blocks * BLOCK }));
+      let stamp = 1;
+      const data = (count: number): Uint8Array => {
+        const bytes = new Uint8Array(count * BLOCK);
+        for (let index = 0; index < count; index++)
+          bytes.fill((stamp * 31 + (stamp >> 8)) & 255, index * BLOCK, (index + 1) * BLOCK);
+        for (let index = 0; index < count; index++) new DataView(bytes.buffer).setUint32(index * BLOCK, stamp);
+        return bytes;
+      };
+      const compare = (): void => {
+        assert.deepEqual([...rig.set.versions.keys()].sort(), [...models.keys()].sort());
+        for (const [name, model] of models) {
+          const version = rig.set.version(name);
+          const bytes = rig.ok(version, "read", 0, blocks * BLOCK);
+          const view = new DataView(bytes.buffer);
+          for (let block = 0; block < blocks; block++)
+            assert.equal(view.getUint32(block * BLOCK), model[block], `seed ${seed}: ${name} block ${block}`);
+        }
+      };
+      for (let life = 0; life < 3; life++) {
+        for (let step = 0; step < 150; step++) {
+          const name = names[chance.below(names.length)]!;
+          const volume = rig.set.version(name);
+          const model = models.get(name)!;
+          const block = chance.below(blocks);
+          const count = Math.min(1 + chance.below(chance.below(4) === 0 ? 200 : 6), blocks - block);
+          const pick = chance.below(100);
+          if (pick < 75) {
+            rig.ok(volume, "write", block * BLOCK, count * BLOCK, data(count));
+            model.fill(stamp++, block, block + count);
+          } else if (pick < 82) {
+            rig.ok(volume, "trim", block * BLOCK, count * BLOCK);
+            model.fill(0, block, block + count);
+          } else if (pick < 87) {
+            const snapshot = `${name}@s${stamp++}`;
+            rig.finish(rig.set.snapshot(snapshot));
+            models.set(snapshot, [...model]);
+          } else if (pick < 95) {
+            const snapshots = [...models.keys()].filter((each) => each.includes("@"));
+            const one = snapshots[chance.below(Math.max(1, snapshots.length))];
+            if (one === undefined) continue;
+            const action = chance.below(4);
+            if (action === 0 && names.length < 4) {
+              const clone = `v${stamp++}`;
+              rig.finish(rig.set.clone(one, clone));
+              models.set(clone, [...models.get(one)!]);
+              names.push(clone);
+            } else if (action === 1) {
+              rig.finish(rig.set.rollback(one));
+              models.set(one.split("@")[0]!, [...models.get(one)!]);
+            } else {
+              rig.finish(rig.set.remove(one));
+              models.delete(one);
+            }
+          } else rig.world.run(chance.below(400));
+        }
+        compare();
+        rig.world.run(3000);
+        assert.deepEqual(rig.set.checkCounts(), [], `seed ${seed}`);
+        rig.ok(rig.set.version("v0"), "flush", 0, 0);
+        if (ending === "close") rig.finish(rig.set.close());
+        else if (ending === "kill") rig.env.crash();
+        else rig.world.node("server").losePower(drawPowerCut(chance));
+        if (rig.env.dead) rig.env = rig.world.node("server").start();
+        rig.open();
+        assert.deepEqual(rig.set.damage, []);
+        compare();
+      }
+      const space = rig.finish(rig.set.space());
+      assert.ok(space.segments < 60, `seed ${seed}: ${space.segments} segments for ${space.live / BLOCK} live blocks`);
+      rig.world.end();
+    }
+  });

@@ -1,0 +1,546 @@
+/**
+ * A volume or a snapshot as a BlockDevice: splits operations into runs of the map and entries of the log, verifies what
+ * it reads, and keeps writes of parts of a block, and compare-and-write, apart from whatever else touches those blocks.
+ */
+import { canary } from "#base/canary";
+import type { Status } from "#base/status";
+import { perform, start, type Task } from "#base/task";
+import { BLOCK_BYTES, KIB } from "#base/units";
+import {
+  type BlockDevice,
+  type BlockOp,
+  checkRange,
+  type DeviceChange,
+  type DeviceWatcher,
+  ExtentFlag,
+} from "#device/device";
+import { DiskOp } from "#env/env";
+import { EntryKind } from "./format.ts";
+import { LogEntry } from "./log.ts";
+import { LEAF_BLOCKS, type Location } from "./map.ts";
+import { type Node, parentAt } from "./node.ts";
+import { blockOf, type Segment } from "./segment.ts";
+import type { VersionSet } from "./version-set.ts";
+
+/** A read longer than this is several reads of the disk, so that the first pieces are verified while others come. */
+const FETCH_BLOCKS_MAX = 256;
+/** Parts of blocks are read and merged in buffers of this size at most; longer unaligned operations go step by step. */
+export const BOUNCE_BYTES = 64 * KIB;
+
+/** One read of the disk for a part of an operation. */
+class Fetch {
+  reading!: Reading;
+  segment!: Segment;
+  block = 0;
+  count = 0;
+  at = 0;
+  readonly op: DiskOp;
+  constructor(owner: Version) {
+    this.op = new DiskOp(() => owner.onFetched(this));
+  }
+}
+
+/** A read in progress. */
+class Reading {
+  op!: BlockOp;
+  /** Where block 0 of the reading goes: `at` may be a bounce buffer. */
+  at = 0;
+  firstBlock = 0;
+  pending = 0;
+  status: Status = "ok";
+  /** Bytes from the first block to the first damaged one. */
+  badAt = 0;
+  done!: (reading: Reading) => void;
+}
+
+/** A whole-block write or clear in progress; waits for its entry, and with FUA for a sync. */
+class Writing {
+  op!: BlockOp;
+  readonly entry: LogEntry;
+  readonly onSynced: (status: Status) => void;
+  constructor(owner: Version) {
+    this.entry = new LogEntry((_, status) => owner.onWritten(this, status));
+    this.onSynced = (status) => owner.finishWriting(this, status);
+  }
+}
+
+/** A claim on blocks: nobody else writes them meanwhile. */
+class Claim {
+  readonly block: number;
+  readonly count: number;
+  active = false;
+  readonly run: () => void;
+  constructor(block: number, count: number, run: () => void) {
+    this.block = block;
+    this.count = count;
+    this.run = run;
+  }
+  overlaps(block: number, count: number): boolean {
+    return this.block < block + count && block < this.block + this.count;
+  }
+}
+
+export class Version implements BlockDevice {
+  readonly #set: VersionSet;
+  readonly node: Node;
+  readonly preferredBlockSize = BLOCK_BYTES;
+  /** For writes in whole blocks of the engine. */
+  get atomicWriteBytes(): number {
+    return this.#set.log.atomicBlocks * BLOCK_BYTES;
+  }
+  readonly #watchers = new Set<DeviceWatcher>();
+  readonly #fetches: Fetch[] = [];
+  readonly #readings: Reading[] = [];
+  readonly #writings: Writing[] = [];
+  /** In order of arrival: active ones, and those that wait for them. */
+  #claims: Claim[] = [];
+  gone = false;
+  /** Operations in progress; a set is closed when there are none. */
+  busy = 0;
+
+  constructor(set: VersionSet, node: Node) {
+    this.#set = set;
+    this.node = node;
+  }
+
+  get name(): string {
+    return this.node.name;
+  }
+  get uuid(): string {
+    return this.node.uuid;
+  }
+  get size(): number {
+    return this.node.size;
+  }
+  get blockSize(): number {
+    return this.node.blockSize;
+  }
+  get readOnly(): boolean {
+    return this.node.kind === "snapshot" || this.#set.readOnly !== undefined;
+  }
+  get kind(): "volume" | "snapshot" {
+    return this.node.kind;
+  }
+  get createdAt(): number {
+    return this.node.createdAt;
+  }
+
+  watch(watcher: DeviceWatcher): () => void {
+    this.#watchers.add(watcher);
+    return () => this.#watchers.delete(watcher);
+  }
+
+  changed(change: DeviceChange): void {
+    if (change === "gone") this.gone = true;
+    for (const watcher of [...this.#watchers]) watcher(change);
+  }
+
+  submit(op: BlockOp): void {
+    const status = this.gone ? "gone" : checkRange(this, op);
+    if (status !== undefined) return end(op, status);
+    switch (op.kind) {
+      case "read":
+        this.busy++;
+        return this.#read(op);
+      case "flush":
+        if (this.node.kind === "snapshot") return end(op, "ok");
+        this.busy++;
+        return this.#set.log.sync((synced) => {
+          this.busy--;
+          end(op, synced);
+        });
+      case "status":
+        return this.#status(op);
+      case "cache":
+        return end(op, "ok");
+      default:
+        return this.#change(op);
+    }
+  }
+
+  /* ------------------------------------------------------------------ reads */
+
+  #read(op: BlockOp): void {
+    const reading = this.#readings.pop() ?? new Reading();
+    reading.op = op;
+    reading.status = "ok";
+    if (op.offset % BLOCK_BYTES !== 0 || op.length % BLOCK_BYTES !== 0) {
+      this.#readings.push(reading);
+      return start(this.#readParts(op), (status) => this.#endRead(op, status), this.#set.onBug);
+    }
+    reading.done = this.#onReading;
+    this.#readBlocks(reading, op.offset / BLOCK_BYTES, op.length / BLOCK_BYTES, op.at);
+  }
+
+  readonly #onReading = (reading: Reading): void => {
+    const { op, status } = reading;
+    op.result = reading.badAt;
+    this.#readings.push(reading);
+    this.#endRead(op, status);
+  };
+
+  #endRead(op: BlockOp, status: Status): void {
+    this.busy--;
+    end(op, status);
+  }
+
+  #readBlocks(reading: Reading, block: number, count: number, at: number): void {
+    const { map } = this.node;
+    const { segments } = this.#set.log;
+    reading.at = at;
+    reading.firstBlock = block;
+    // One more than there are, so that the last of the reads that end at once does not end the reading.
+    reading.pending = 1;
+    while (count > 0) {
+      map.find(block, count);
+      const { location } = map;
+      const part = location === 0 ? map.length : Math.min(map.length, FETCH_BLOCKS_MAX);
+      if (location === 0) {
+        const bytes = part * BLOCK_BYTES;
+        this.#set.env.memory.bytes.fill(0, at, at + bytes);
+      } else {
+        this.#fetch(reading, segments.at(location), blockOf(location), part, at);
+      }
+      block += part;
+      count -= part;
+      at += part * BLOCK_BYTES;
+    }
+    this.#endFetch(reading);
+  }
+
+  #fetch(reading: Reading, segment: Segment, block: number, count: number, at: number): void {
+    const fetch = this.#fetches.pop() ?? new Fetch(this);
+    fetch.reading = reading;
+    fetch.segment = segment;
+    fetch.block = block;
+    fetch.count = count;
+    fetch.at = at;
+    segment.pins++;
+    reading.pending++;
+    if (segment.file !== undefined) return this.#submitFetch(fetch);
+    this.#set.checksums.load(segment, (ok) => {
+      if (ok) this.#submitFetch(fetch);
+      else this.#failFetch(fetch, 0, "cannot be opened");
+    });
+  }
+
+  #submitFetch(fetch: Fetch): void {
+    const { op, segment } = fetch;
+    op.kind = "read";
+    op.file = segment.file!;
+    op.position = fetch.block * BLOCK_BYTES;
+    op.at = fetch.at;
+    op.length = fetch.count * BLOCK_BYTES;
+    this.#set.env.disk.submit(op);
+  }
+
+  onFetched(fetch: Fetch): void {
+    const { op, segment } = fetch;
+    if (op.fault !== undefined || op.count < op.length) {
+      const good = op.fault === undefined ? Math.floor(op.count / BLOCK_BYTES) : 0;
+      return this.#failFetch(fetch, good, op.fault ?? "ends early");
+    }
+    if (segment.sums !== undefined) return this.#verify(fetch);
+    this.#set.checksums.load(segment, (ok) => {
+      if (ok) this.#verify(fetch);
+      else this.#failFetch(fetch, 0, "has no readable checksums");
+    });
+  }
+
+  #verify(fetch: Fetch): void {
+    const { segment, block, count, at } = fetch;
+    const right = this.#set.checksums.verify(segment, block, count, at);
+    if (right < count) return this.#failFetch(fetch, right, "does not match its checksum");
+    this.#releaseFetch(fetch);
+  }
+
+  #failFetch(fetch: Fetch, good: number, why: string): void {
+    const { reading, segment } = fetch;
+    const index = (fetch.at - reading.at) / BLOCK_BYTES + good;
+    const badAt = index * BLOCK_BYTES;
+    if (reading.status === "ok" || badAt < reading.badAt) reading.badAt = badAt;
+    reading.status = "medium";
+    this.#set.onDamage(this.node, reading.firstBlock + index, segment, fetch.block + good, why);
+    this.#releaseFetch(fetch);
+  }
+
+  #releaseFetch(fetch: Fetch): void {
+    const { reading, segment } = fetch;
+    segment.pins--;
+    this.#fetches.push(fetch);
+    this.#endFetch(reading);
+  }
+
+  #endFetch(reading: Reading): void {
+    if (--reading.pending === 0) reading.done(reading);
+  }
+
+  /** Whole blocks into memory, as a step of a task. */
+  *readWhole(block: number, count: number, at: number): Task<{ readonly status: Status; readonly badAt: number }> {
+    return yield* perform((resume) => {
+      const reading = new Reading();
+      reading.done = () => resume({ status: reading.status, badAt: reading.badAt });
+      this.#readBlocks(reading, block, count, at);
+    });
+  }
+
+  *#readParts(op: BlockOp): Task<Status> {
+    const { memory } = this.#set.env;
+    const bounce = yield* this.#set.bounce.take();
+    let status: Status = "ok";
+    for (let done = 0; done < op.length && status === "ok"; ) {
+      const offset = op.offset + done;
+      const into = offset % BLOCK_BYTES;
+      const part = Math.min(op.length - done, BOUNCE_BYTES - into);
+      const blocks = Math.ceil((into + part) / BLOCK_BYTES);
+      const read = yield* this.readWhole((offset - into) / BLOCK_BYTES, blocks, bounce);
+      // Removed meanwhile: its map is empty, and what that says is not what the volume had.
+      status = this.gone ? "gone" : read.status;
+      op.result = done + Math.max(0, read.badAt - into);
+      memory.bytes.copyWithin(op.at + done, bounce + into, bounce + into + part);
+      done += part;
+    }
+    this.#set.bounce.give(bounce);
+    return status;
+  }
+
+  /* ---------------------------------------------------------------- changes */
+
+  #change(op: BlockOp): void {
+    const refused = this.node.kind === "snapshot" ? "denied" : this.#set.refusesWrites(op.kind);
+    if (refused !== undefined) return end(op, refused);
+    if (op.kind === "zero" && op.fastOnly && op.noHole) return end(op, "unsupported");
+    if (op.kind === "compare-write" && op.length > BOUNCE_BYTES - BLOCK_BYTES) return end(op, "invalid");
+    this.busy++;
+
+    const into = op.offset % BLOCK_BYTES;
+    const first = (op.offset - into) / BLOCK_BYTES;
+    const blocks = Math.ceil((into + op.length) / BLOCK_BYTES);
+    const aligned = into === 0 && op.length % BLOCK_BYTES === 0;
+    const simple = aligned && op.kind !== "compare-write" && !(op.kind === "zero" && op.noHole);
+    if (simple) {
+      if (this.#claims.length === 0) return this.#submitWhole(op, first, blocks);
+      return this.#claim(first, blocks, (release) => {
+        this.#submitWhole(op, first, blocks);
+        // From here on the order of the log is the order of the writes.
+        release();
+      });
+    }
+    this.#claim(first, blocks, (release) => {
+      start(
+        this.#changeParts(op, first, blocks, into),
+        (status) => {
+          release();
+          this.#endChange(op, status);
+        },
+        this.#set.onBug,
+      );
+    });
+  }
+
+  #endChange(op: BlockOp, status: Status): void {
+    this.busy--;
+    end(op, status);
+  }
+
+  #submitWhole(op: BlockOp, block: number, count: number): void {
+    const writing = this.#writings.pop() ?? new Writing(this);
+    writing.op = op;
+    const { entry } = writing;
+    entry.version = this.node.id;
+    entry.block = block;
+    entry.count = count;
+    if (op.kind === "write") {
+      entry.kind = EntryKind.DATA;
+      entry.at = op.at;
+    } else {
+      entry.kind = EntryKind.CLEAR;
+      if (this.#isUnmapped(block, count)) return this.onWritten(writing, "ok");
+    }
+    this.#set.log.submit(entry);
+  }
+
+  /** True when clearing the range would change nothing, now and after all that is on its way. */
+  #isUnmapped(block: number, count: number): boolean {
+    const { map } = this.node;
+    map.find(block, count);
+    return map.location === 0 && map.length >= count && !this.#set.log.touches(this.node.id, block, count);
+  }
+
+  onWritten(writing: Writing, status: Status): void {
+    if (status === "ok" && writing.op.fua) this.#set.log.sync(writing.onSynced);
+    else this.finishWriting(writing, status);
+  }
+
+  finishWriting(writing: Writing, status: Status): void {
+    const { op } = writing;
+    this.#writings.push(writing);
+    this.#endChange(op, status);
+  }
+
+  /** Parts of blocks, compare-and-write, and zeroes that keep their space: under a claim on all blocks they touch. */
+  *#changeParts(op: BlockOp, first: number, blocks: number, into: number): Task<Status> {
+    const { log } = this.#set;
+    if (op.kind === "compare-write") return yield* this.#compareWrite(op, first, blocks, into);
+    const end = into + op.length;
+    const tail = end % BLOCK_BYTES;
+    const wholeFrom = into === 0 ? 0 : 1;
+    const wholeTo = tail === 0 ? blocks : blocks - 1;
+    let status: Status = "ok";
+    const bounce = yield* this.#set.bounce.take();
+    if (into !== 0) status = yield* this.#mergeBlock(op, first, into, Math.min(end, BLOCK_BYTES), bounce);
+    if (status === "ok" && wholeTo > wholeFrom) {
+      const count = wholeTo - wholeFrom;
+      const skip = wholeFrom * BLOCK_BYTES - into;
+      if (op.kind === "write") status = yield* this.#logBlocks(EntryKind.DATA, first + wholeFrom, count, op.at + skip);
+      else if (!op.noHole) status = yield* this.#logBlocks(EntryKind.CLEAR, first + wholeFrom, count, 0);
+      else status = yield* this.#logZeroes(first + wholeFrom, count, bounce);
+    }
+    if (status === "ok" && tail !== 0 && (blocks > 1 || into === 0))
+      status = yield* this.#mergeBlock(op, first + blocks - 1, 0, tail, bounce);
+    this.#set.bounce.give(bounce);
+    if (status === "ok" && op.fua) status = yield* perform<Status>((resume) => log.sync(resume));
+    return status;
+  }
+
+  /** Zeroes as data. What one entry may hold is written as one, so that a full disk refuses all of it. */
+  *#logZeroes(block: number, count: number, bounce: number): Task<Status> {
+    const { memory } = this.#set.env;
+    const bytes = Math.min(count * BLOCK_BYTES, this.atomicWriteBytes);
+    const own = bytes > BOUNCE_BYTES ? memory.allocate(bytes) : 0;
+    const at = own === 0 ? bounce : own;
+    const step = Math.floor((own === 0 ? BOUNCE_BYTES : bytes) / BLOCK_BYTES);
+    memory.bytes.fill(0, at, at + step * BLOCK_BYTES);
+    let status: Status = "ok";
+    for (let done = 0; done < count && status === "ok"; done += step)
+      status = yield* this.#logBlocks(EntryKind.DATA, block + done, Math.min(step, count - done), at);
+    if (own !== 0) memory.free(own);
+    return status;
+  }
+
+  /** Replaces bytes [from, to) of a block by the operation's data, or by zeroes. */
+  *#mergeBlock(op: BlockOp, block: number, from: number, to: number, bounce: number): Task<Status> {
+    const { bytes } = this.#set.env.memory;
+    // What is not mapped reads as zeroes already.
+    if (op.kind !== "write" && !op.noHole && this.#isUnmapped(block, 1)) return "ok";
+    const { status } = yield* this.readWhole(block, 1, bounce);
+    if (status !== "ok") return status;
+    const source = op.at + (block * BLOCK_BYTES + from - op.offset);
+    if (op.kind === "write") bytes.copyWithin(bounce + from, source, source + (to - from));
+    else bytes.fill(0, bounce + from, bounce + to);
+    const logged = yield* this.#logBlocks(EntryKind.DATA, block, 1, bounce);
+    // A trim takes no space: where there is none, it leaves alone what it covers only in part.
+    return op.kind === "trim" && logged === "full" ? "ok" : logged;
+  }
+
+  *#compareWrite(op: BlockOp, first: number, blocks: number, into: number): Task<Status> {
+    const { bytes } = this.#set.env.memory;
+    const bounce = yield* this.#set.bounce.take();
+    let { status } = yield* this.readWhole(first, blocks, bounce);
+    if (status === "ok") {
+      for (let index = 0; index < op.length; index++)
+        if (bytes[bounce + into + index] !== bytes[op.at + index]) {
+          status = "miscompare";
+          op.result = index;
+          break;
+        }
+    }
+    if (status === "ok") {
+      bytes.copyWithin(bounce + into, op.at + op.length, op.at + 2 * op.length);
+      status = yield* this.#logBlocks(EntryKind.DATA, first, blocks, bounce);
+    }
+    this.#set.bounce.give(bounce);
+    if (status === "ok" && op.fua) status = yield* perform<Status>((resume) => this.#set.log.sync(resume));
+    return status;
+  }
+
+  *#logBlocks(kind: EntryKind, block: number, count: number, at: number): Task<Status> {
+    return yield* perform<Status>((resume) => {
+      const entry = new LogEntry((_, status) => resume(status));
+      entry.kind = kind;
+      entry.version = this.node.id;
+      entry.block = block;
+      entry.count = count;
+      entry.at = at;
+      this.#set.log.submit(entry);
+    });
+  }
+
+  /* ----------------------------------------------------------------- claims */
+
+  /** Runs `work` when nobody who came before touches these blocks any more. */
+  #claim(block: number, count: number, work: (release: () => void) => void): void {
+    const claim: Claim = new Claim(block, count, () => {
+      claim.active = true;
+      start(this.#settled(block, count), () => work(() => this.#release(claim)), this.#set.onBug);
+    });
+    const free = !this.#claims.some((other) => other.overlaps(block, count));
+    this.#claims.push(claim);
+    if (free) claim.run();
+  }
+
+  /** Waits until nothing in the log's queue touches the blocks. */
+  *#settled(block: number, count: number): Task<void> {
+    const { log } = this.#set;
+    while (log.touches(this.node.id, block, count)) yield* perform<void>(log.nextApply());
+  }
+
+  #release(claim: Claim): void {
+    this.#claims = this.#claims.filter((other) => other !== claim);
+    for (let index = 0; index < this.#claims.length; index++) {
+      const waiting = this.#claims[index]!;
+      if (waiting.active) continue;
+      const blocked = this.#claims.slice(0, index).some((other) => other.overlaps(waiting.block, waiting.count));
+      if (!blocked) waiting.run();
+    }
+  }
+
+  /* ----------------------------------------------------------------- status */
+
+  #status(op: BlockOp): void {
+    const extents = op.extents!;
+    const { node } = this;
+    const { map } = node;
+    extents.clear();
+    const endBytes = op.offset + op.length;
+    let block = Math.floor(op.offset / BLOCK_BYTES);
+    let at = op.offset;
+    while (at < endBytes) {
+      const left = Math.ceil(endBytes / BLOCK_BYTES) - block;
+      map.find(block, left);
+      let { length } = map;
+      const { location } = map;
+      let depth = 0;
+      if (location !== 0) {
+        depth = 1;
+        for (let above = parentAt(node, Math.floor(block / LEAF_BLOCKS)); above !== undefined; ) {
+          // Within one leaf: who the parent is, and what it has, is then the same for the whole run.
+          length = Math.min(length, LEAF_BLOCKS - (block % LEAF_BLOCKS));
+          above.map.find(block, length);
+          const same = above.map.location === location;
+          length = above.map.length;
+          if (!same) break;
+          if (!above.ghost) depth++;
+          above = parentAt(above, Math.floor(block / LEAF_BLOCKS));
+        }
+      }
+      const to = Math.min(endBytes, (block + length) * BLOCK_BYTES);
+      const flags = location === 0 && canary.armed !== "hole-is-data" ? ExtentFlag.HOLE | ExtentFlag.ZERO : 0;
+      if (!extents.add(to - at, flags, depth)) break;
+      at = to;
+      block += length;
+    }
+    end(op, "ok");
+  }
+
+  /** Where a block lies, for the cleaner and for tests. */
+  locationOf(block: number): Location {
+    this.node.map.find(block, 1);
+    return this.node.map.location;
+  }
+}
+
+function end(op: BlockOp, status: Status): void {
+  op.status = status;
+  op.done(op);
+}
