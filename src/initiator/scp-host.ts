@@ -1,0 +1,757 @@
+/**
+ * The host side of SCP: one server, its units as BlockDevices, and everything between an application's operation and
+ * the sockets. It promises that an operation is completed exactly once; that a socket, a network or the server may go
+ * at any moment and the application sees a pause and no error (until `giveUpMs`); and that a change whose fate is
+ * unknown is not repeated before the server has said that nothing is left of the first attempt.
+ */
+import { canary } from "#base/canary";
+import type { Status } from "#base/status";
+import { REMEDY } from "#base/status";
+import type { Millis } from "#base/units";
+import type { BlockOp } from "#device/device";
+import { type Alarm, type Env, isNetError, Soon } from "#env/env";
+import { type Configured, WORLD_TAG_MIN } from "#proto/scp/config-host";
+import { Capability, Op, SPLIT_BYTES, Version } from "#wire/scp/codes";
+import type { DataPort } from "#wire/scp/config";
+import { type AgentEnd, type Orphan, ScpAgent } from "./scp-agent.ts";
+import { type LinkAddress, type LinkDown, type LinkIdentity, ScpLink } from "./scp-link.ts";
+import { PieceQueue } from "./scp-queue.ts";
+import { ScpUnit } from "./scp-unit.ts";
+import { changes, ScpPiece, ScpWork } from "./scp-work.ts";
+
+/** Waiting, retries and give-up times. All in milliseconds, unless the name says otherwise. */
+export interface ScpSettings {
+  /** Data sockets opened at once, over all networks; and at most (the server may allow fewer). */
+  readonly socketsMin: number;
+  readonly socketsMax: number;
+  /** Requests above this are cut up. */
+  readonly splitBytes: number;
+  /** Version 2: a socket with commands in flight that says nothing for so long is asked for a sign of life. */
+  readonly quietMs: Millis;
+  /** It has so long to give one, if another socket is heard meanwhile; */
+  readonly silentMs: Millis;
+  /** and so long if none is: then perhaps the server, or this host, only pauses. */
+  readonly deadMs: Millis;
+  /** Version 1: a command may take so long while other sockets get on, and so long in any case. */
+  readonly stallMsV1: Millis;
+  readonly deadMsV1: Millis;
+  /** Between attempts to reach the server or a data port: the first wait, and the longest. */
+  readonly retryMsMin: Millis;
+  readonly retryMsMax: Millis;
+  /** An operation that could not be done for so long fails with "away". Infinity: never. */
+  readonly giveUpMs: Millis;
+  readonly dialMs: Millis;
+}
+
+export const SCP_SETTINGS_DEFAULT: ScpSettings = {
+  socketsMin: 2,
+  socketsMax: 8,
+  splitBytes: SPLIT_BYTES,
+  quietMs: 15,
+  silentMs: 35,
+  deadMs: 3_000,
+  stallMsV1: 1_000,
+  deadMsV1: 20_000,
+  retryMsMin: 50,
+  retryMsMax: 2_000,
+  giveUpMs: 120_000,
+  dialMs: 2_000,
+};
+
+export interface ScpHostOptions extends LinkIdentity {
+  /** The server's configuration addresses: one per network. */
+  readonly addresses: readonly LinkAddress[];
+  readonly settings: ScpSettings;
+}
+
+/** What `ashlar paths` shows of one agent. */
+export interface AgentFacts {
+  readonly id: number;
+  readonly network: string;
+  readonly port: number;
+  readonly state: "connecting" | "ready" | "suspect";
+  readonly inFlight: number;
+  readonly done: number;
+  readonly latencyMs: Millis;
+}
+export interface NetworkFacts {
+  readonly network: string;
+  readonly port: number;
+  readonly sockets: number;
+  readonly socketsMax: number;
+  readonly failures: number;
+  /** Pieces that had to go to another socket because one of this network ended. */
+  readonly retries: number;
+  readonly lastEnd: string;
+  readonly lastEndAt: number;
+}
+export interface HostFacts {
+  readonly state: "connecting" | "up" | "stopped";
+  readonly server: string;
+  readonly version: number;
+  readonly lastDown: string;
+  readonly reconfigurations: number;
+  readonly fences: number;
+  readonly queued: number;
+  readonly agents: readonly AgentFacts[];
+  readonly networks: readonly NetworkFacts[];
+}
+
+export type HostWatcher = (change: "configured" | "down") => void;
+
+class Network {
+  readonly port: DataPort;
+  readonly agents = new Set<ScpAgent>();
+  connecting = 0;
+  failures = 0;
+  retries = 0;
+  retryAt: Millis = 0;
+  lastEnd = "";
+  lastEndAt = 0;
+  constructor(port: DataPort) {
+    this.port = port;
+  }
+}
+
+const TICK_MS = 5;
+/** Commands in flight per socket at which another socket is opened. */
+const GROW_AT = 24;
+/** Between attempts of a command that the server told to come back later. */
+const LATER_MS = 10;
+const IDLE_PING_MS = 5_000;
+/** Waits are doubled at most once in the first of these, up to the third, and halved after the second. */
+const PATIENCE_STEP_MS = 100;
+const PATIENCE_MS = 10_000;
+const WAITS_MAX = 128;
+/** Operations longer than this are sent as several commands, whatever they are. */
+const RANGE_BYTES_MAX = 1024 * 1024 * 1024;
+
+export class ScpHost {
+  readonly options: ScpHostOptions;
+  readonly #env: Env;
+  readonly #settings: ScpSettings;
+  readonly #units = new Map<number, ScpUnit>();
+  readonly #watchers = new Set<HostWatcher>();
+  readonly #alarm: Alarm;
+  readonly #pump = new Soon(() => this.#dispatch());
+  readonly #queue = new PieceQueue();
+  readonly #later = new Set<ScpPiece>();
+  /** Pieces that wait for a socket of theirs to be fenced, by the tag of the request. */
+  readonly #fencing = new Map<number, Orphan[]>();
+  readonly #freePieces: ScpPiece[] = [];
+  readonly #freeWorks: ScpWork[] = [];
+  #networks: Network[] = [];
+  #addresses: LinkAddress[];
+  #link: ScpLink | undefined;
+  #configured: Configured | undefined;
+  /** Goes up with every session. */
+  #epoch = 0;
+  #redialAt: Millis = 0;
+  #redials = 0;
+  #nextAgent = 1;
+  #nextSerial = 1;
+  #nextTag = WORLD_TAG_MIN;
+  #inFlight = 0;
+  /** When there was a ready agent last. */
+  #agentAt: Millis = 0;
+  /** What the waits for signs of life are multiplied by, and since when. */
+  #waits = 1;
+  #waitsSince: Millis = Number.NEGATIVE_INFINITY;
+  #stopped = false;
+  #lastDown = "";
+  #reconfigurations = 0;
+  #fences = 0;
+  /** Which address to try first: that of the network heard last. */
+  readonly #badAt = new Map<string, Millis>();
+
+  constructor(env: Env, options: ScpHostOptions) {
+    this.#env = env;
+    this.options = options;
+    this.#settings = options.settings;
+    this.#addresses = [...options.addresses];
+    this.#alarm = env.clock.alarm(() => this.#tick());
+  }
+
+  start(): void {
+    this.#connect();
+  }
+
+  /** Gives everything up; operations in flight end with "away". */
+  stop(): void {
+    if (this.#stopped) return;
+    this.#stopped = true;
+    this.#alarm.at = Number.POSITIVE_INFINITY;
+    this.#link?.close("stopped");
+    for (const network of this.#networks) for (const agent of [...network.agents]) agent.close("stopped");
+    this.#failAll("away");
+    for (const unit of this.#units.values()) unit.gone();
+  }
+
+  get up(): boolean {
+    return this.#configured !== undefined;
+  }
+  get configured(): Configured | undefined {
+    return this.#configured;
+  }
+  get settings(): ScpSettings {
+    return this.#settings;
+  }
+
+  /** A unit that the server has assigned to this host; undefined until the first configuration, or without it. */
+  unit(number: number): ScpUnit | undefined {
+    return this.#units.get(number);
+  }
+  units(): ScpUnit[] {
+    return [...this.#units.values()].sort((a, b) => a.number - b.number);
+  }
+
+  watch(watcher: HostWatcher): () => void {
+    this.#watchers.add(watcher);
+    return () => this.#watchers.delete(watcher);
+  }
+
+  /** Another way to the server, from now on. */
+  addNetwork(address: LinkAddress): void {
+    if (this.#addresses.some((one) => one.host === address.host && one.port === address.port)) return;
+    this.#addresses.push(address);
+    if (this.#configured !== undefined) this.#setPorts(this.#configured);
+  }
+
+  /** No new socket goes there; those that are there are closed, and what is in flight on them goes elsewhere. */
+  removeNetwork(host: string): void {
+    this.#addresses = this.#addresses.filter((one) => one.host !== host);
+    for (const network of this.#networks.filter((one) => one.port.address === host)) {
+      this.#networks = this.#networks.filter((one) => one !== network);
+      for (const agent of [...network.agents]) agent.close("network-removed");
+    }
+    if (this.#link?.address?.host === host) this.#link.close("stopped");
+  }
+
+  facts(): HostFacts {
+    const now = this.#env.clock.now();
+    const agents: AgentFacts[] = [];
+    for (const { agents: set } of this.#networks)
+      for (const agent of set)
+        agents.push({
+          id: agent.id,
+          network: agent.port.address,
+          port: agent.port.port,
+          state: !agent.ready ? "connecting" : now - agent.pingAt > this.#settings.silentMs ? "suspect" : "ready",
+          inFlight: agent.inFlight,
+          done: agent.done,
+          latencyMs: agent.latencyMs,
+        });
+    const address = this.#link?.address;
+    return {
+      state: this.#stopped ? "stopped" : this.up ? "up" : "connecting",
+      server: address === undefined ? "" : `${address.host}:${address.port}`,
+      version: this.#configured?.version ?? 0,
+      lastDown: this.#lastDown,
+      reconfigurations: this.#reconfigurations,
+      fences: this.#fences,
+      queued: this.#queue.length,
+      agents,
+      networks: this.#networks.map(({ port, agents: set, failures, retries, lastEnd, lastEndAt }) => ({
+        network: port.address,
+        port: port.port,
+        sockets: set.size,
+        socketsMax: port.socketsMax,
+        failures,
+        retries,
+        lastEnd,
+        lastEndAt,
+      })),
+    };
+  }
+
+  /* ---- operations, from ScpUnit, which has checked them */
+
+  /** Cuts an operation up and queues the pieces. `code` is what is sent; data lies at `at`, `room` bytes for a status. */
+  enqueue(op: BlockOp, unit: number, code: number, flags: number, at: number, room = 0): void {
+    const work = this.#freeWorks.pop() ?? new ScpWork();
+    work.op = op;
+    work.unit = unit;
+    work.status = "ok";
+    work.result = 0;
+    const hasData = code === Op.READ || code === Op.WRITE;
+    const most =
+      code === Op.COMPARE_WRITE || code === Op.BLOCK_STATUS
+        ? Math.max(op.length, 1)
+        : hasData
+          ? this.#pieceBytes()
+          : RANGE_BYTES_MAX;
+    const count = code === Op.FLUSH ? 1 : Math.max(1, Math.ceil(op.length / most));
+    work.left = count;
+    const now = this.#env.clock.now();
+    for (let i = 0; i < count; i++) {
+      const piece = this.#freePieces.pop() ?? new ScpPiece();
+      const length = code === Op.FLUSH ? 0 : Math.min(most, op.length - i * most);
+      piece.turn++;
+      piece.work = work;
+      piece.code = code;
+      piece.flags = flags;
+      piece.unit = unit;
+      piece.offset = code === Op.FLUSH ? 0 : op.offset + i * most;
+      piece.length = length;
+      // Writes of zeroes to a version 1 server all send the same zeroes.
+      piece.at = at === 0 ? 0 : op.kind === "zero" ? at : at + i * most;
+      piece.outBytes = code === Op.WRITE ? length : code === Op.COMPARE_WRITE ? 2 * length : 0;
+      piece.inBytes = code === Op.READ ? length : room;
+      piece.attempts = 0;
+      piece.since = now;
+      piece.notBefore = 0;
+      if (this.#stopped) this.#settle(piece, "away", 0);
+      else this.#queue.push(piece);
+    }
+    this.#env.turn.soon(this.#pump);
+  }
+
+  #pieceBytes(): number {
+    const most = this.#configured?.dataMax ?? this.#settings.splitBytes;
+    return Math.min(this.#settings.splitBytes, most);
+  }
+
+  #dispatch(): void {
+    if (this.#stopped) return;
+    while (this.#queue.length > 0) {
+      const agent = this.#choose();
+      if (agent === undefined) break;
+      const piece = this.#queue.shift()!;
+      this.#inFlight++;
+      agent.take(piece);
+    }
+    if (this.#queue.length > 0 || this.#inFlight > 0) {
+      this.#wake();
+      this.#grow();
+    }
+  }
+
+  /** The ready agent with the least in flight; one that is suspected only when there is no other. */
+  #choose(): ScpAgent | undefined {
+    let best: ScpAgent | undefined;
+    let bestCost = Number.POSITIVE_INFINITY;
+    const now = this.#env.clock.now();
+    for (const network of this.#networks)
+      for (const agent of network.agents) {
+        if (!agent.room) continue;
+        const suspect = now - agent.pingAt > this.#settings.quietMs;
+        const cost = agent.inFlight + (suspect ? 1_000 : 0) + Math.min(agent.latencyMs, 900) / 1_000;
+        if (cost < bestCost) {
+          best = agent;
+          bestCost = cost;
+        }
+      }
+    return best;
+  }
+
+  /* ---- pieces come back */
+
+  #onPiece(piece: ScpPiece, status: Status, result: number): void {
+    this.#inFlight--;
+    const remedy = REMEDY[status];
+    if (remedy === "retry-later" || remedy === "other-path") {
+      piece.notBefore = this.#env.clock.now() + LATER_MS;
+      this.#later.add(piece);
+      this.#wake();
+    } else this.#settle(piece, status, result);
+    if (this.#queue.length > 0) this.#env.turn.soon(this.#pump);
+  }
+
+  #settle(piece: ScpPiece, status: Status, result: number): void {
+    const { work } = piece;
+    if (status !== "ok" && work.status === "ok") {
+      work.status = status;
+      work.result = status === "miscompare" || status === "medium" ? piece.offset - work.op.offset + result : 0;
+    } else if (status === "ok" && piece.code === Op.BLOCK_STATUS) work.result = result;
+    this.#freePieces.push(piece);
+    if (--work.left > 0 && canary.armed !== "scp-half-done") return;
+    const { op } = work;
+    op.status = work.status;
+    op.result = work.result;
+    this.#freeWorks.push(work);
+    op.done(op);
+  }
+
+  #requeue(piece: ScpPiece): void {
+    if (this.#stopped) {
+      this.#settle(piece, "away", 0);
+      return;
+    }
+    this.#queue.unshift(piece);
+    this.#env.turn.soon(this.#pump);
+  }
+
+  #onAgentEnd(network: Network, agent: ScpAgent, end: AgentEnd, epoch: number, orphans: readonly Orphan[]): void {
+    const wasReady = agent.since !== agent.heardAt || orphans.length > 0;
+    network.agents.delete(agent);
+    this.#inFlight -= orphans.length;
+    network.lastEnd = end;
+    network.lastEndAt = this.#env.clock.date();
+    network.retries += orphans.length;
+    if (end !== "session-ended" && end !== "stopped") this.#penalise(network, wasReady);
+    const unknown: Orphan[] = [];
+    for (const orphan of orphans) {
+      const { piece, sent } = orphan;
+      const mayHaveBeenDone = sent && changes(piece);
+      if (!mayHaveBeenDone) {
+        this.#requeue(piece);
+        if (canary.armed === "scp-piece-twice") this.#requeue(piece);
+      }
+      // Done twice it could find its own work and call it a difference: its fate cannot be told any more.
+      else if (piece.code === Op.COMPARE_WRITE) this.#settle(piece, "failed", 0);
+      else unknown.push(orphan);
+    }
+    if (unknown.length > 0) this.#fence(agent, epoch, unknown);
+    this.#wake();
+  }
+
+  /** See to it that nothing of these changes can happen any more, then repeat them. */
+  #fence(agent: ScpAgent, epoch: number, orphans: readonly Orphan[]): void {
+    const session = this.#configured;
+    // A session that has ended is fenced by the next one: the server admits that when the old one is quiet.
+    const already = session === undefined || this.#epoch !== epoch || this.#stopped;
+    if (already || canary.armed === "scp-no-fence") {
+      for (const { piece } of orphans) this.#requeue(piece);
+      return;
+    }
+    this.#fences++;
+    if (session.version === Version.TWO && (session.capabilities & Capability.FENCE) !== 0) {
+      const tag = this.#nextTag;
+      this.#nextTag = this.#nextTag >= 0xffff_fff0 ? WORLD_TAG_MIN : this.#nextTag + 1;
+      this.#fencing.set(tag, [...orphans]);
+      this.#link?.request(Op.Z_FENCE, tag, agent.serial);
+      return;
+    }
+    for (const { piece } of orphans) this.#requeue(piece);
+    this.#link?.close("stopped");
+  }
+
+  /* ---- the configuration connection */
+
+  #connect(): void {
+    if (this.#stopped || this.#link !== undefined) return;
+    const bad = (address: LinkAddress) => this.#badAt.get(address.host) ?? Number.NEGATIVE_INFINITY;
+    const addresses = [...this.#addresses].sort((a, b) => bad(a) - bad(b));
+    if (addresses.length === 0) {
+      this.#redialAt = this.#env.clock.now() + this.#settings.retryMsMax;
+      this.#wake();
+      return;
+    }
+    this.#redialAt = Number.POSITIVE_INFINITY;
+    const link: ScpLink = new ScpLink(this.#env, this.options, addresses, {
+      onConfigured: (configured) => this.#onConfigured(configured),
+      onAnswer: (op, tag) => this.#onAnswer(op, tag),
+      onEvent: () => {},
+      onDown: (why, address, detail) => this.#onDown(link, why, address, detail),
+    });
+    this.#link = link;
+  }
+
+  #onConfigured(configured: Configured): void {
+    const again = this.#configured?.random === configured.random && this.#configured?.session === configured.session;
+    this.#configured = configured;
+    if (!again) {
+      this.#epoch++;
+      this.#agentAt = this.#env.clock.now();
+      this.#redials = 0;
+      this.#reconfigurations++;
+      this.#nextSerial = 1;
+      this.#networks = [];
+    }
+    this.#setPorts(configured);
+    const listed = new Set<number>();
+    for (const record of configured.units) {
+      listed.add(record.unit);
+      const unit = this.#units.get(record.unit);
+      if (unit?.isSame(record, configured)) unit.update(record, configured);
+      else {
+        unit?.gone();
+        this.#units.set(record.unit, new ScpUnit(this, this.#env.memory, record, configured));
+      }
+    }
+    for (const [number, unit] of [...this.#units]) {
+      if (listed.has(number)) continue;
+      this.#units.delete(number);
+      unit.gone();
+      for (const piece of this.#queue.take((one) => one.unit === number)) this.#settle(piece, "gone", 0);
+    }
+    for (const watcher of [...this.#watchers]) watcher("configured");
+    this.#env.turn.soon(this.#pump);
+    this.#wake();
+  }
+
+  /** The ports that the server told of, and the same ports on addresses that only we know. */
+  #setPorts(configured: Configured): void {
+    const ports = [...configured.ports];
+    const first = ports[0];
+    if (first !== undefined)
+      for (const { host } of this.#addresses) {
+        const sameFamily = host.includes(":") === first.address.includes(":");
+        const numeric = /^[\d.]+$|:/.test(host);
+        if (numeric && sameFamily && !ports.some((port) => port.address === host))
+          ports.push({ ...first, address: host });
+      }
+    const wanted = (port: DataPort) => ports.some((one) => one.address === port.address && one.port === port.port);
+    for (const network of this.#networks)
+      if (!wanted(network.port)) for (const agent of [...network.agents]) agent.close("network-removed");
+    this.#networks = [
+      ...this.#networks.filter((network) => wanted(network.port)),
+      ...ports
+        .filter(
+          (port) => !this.#networks.some((one) => one.port.address === port.address && one.port.port === port.port),
+        )
+        .map((port) => new Network(port)),
+    ];
+    this.#openMin();
+  }
+
+  #onAnswer(op: number, tag: number): void {
+    if (op !== Op.Z_FENCE) return;
+    const orphans = this.#fencing.get(tag);
+    this.#fencing.delete(tag);
+    for (const { piece } of orphans ?? []) this.#requeue(piece);
+  }
+
+  #onDown(link: ScpLink, why: LinkDown, address: LinkAddress | undefined, detail: string): void {
+    if (this.#link !== link) return;
+    const wasUp = this.#configured !== undefined;
+    this.#link = undefined;
+    this.#configured = undefined;
+    this.#lastDown = detail === "" ? why : `${why}: ${detail}`;
+    if (address !== undefined && why !== "stopped") this.#badAt.set(address.host, this.#env.clock.now());
+    // The next session fences all of this one.
+    const waiting = [...this.#fencing.values()].flat();
+    this.#fencing.clear();
+    const networks = this.#networks;
+    this.#networks = [];
+    for (const network of networks) for (const agent of [...network.agents]) agent.close("session-ended");
+    for (const { piece } of waiting) this.#requeue(piece);
+    if (this.#stopped) return;
+    this.#env.log.info({ front: "scp", why, server: address?.host, detail }, "The configuration connection is down");
+    const wait = wasUp
+      ? 0
+      : Math.min(this.#settings.retryMsMin * 2 ** Math.min(this.#redials, 16), this.#settings.retryMsMax);
+    this.#redials++;
+    this.#redialAt = this.#env.clock.now() + wait;
+    if (wasUp) for (const watcher of [...this.#watchers]) watcher("down");
+    this.#wake();
+  }
+
+  /* ---- agents */
+
+  #openMin(): void {
+    let open = 0;
+    for (const network of this.#networks) open += network.agents.size + network.connecting;
+    // One on every network at least, so that another one is there when a network goes.
+    for (const network of this.#networks)
+      if (network.agents.size + network.connecting === 0) {
+        this.#open(network);
+        open++;
+      }
+    for (let before = -1; open < this.#settings.socketsMin && before !== open; ) {
+      before = open;
+      for (const network of this.#byLoad()) if (open < this.#settings.socketsMin && this.#open(network)) open++;
+    }
+  }
+
+  #byLoad(): Network[] {
+    return [...this.#networks].sort((a, b) => a.agents.size + a.connecting - (b.agents.size + b.connecting));
+  }
+
+  /** Opens one more socket when all that are there are busy. */
+  #grow(): void {
+    let open = 0;
+    let busy = 0;
+    for (const network of this.#networks) {
+      if (network.connecting > 0) return;
+      open += network.agents.size;
+      for (const agent of network.agents) busy += agent.inFlight;
+    }
+    if (open >= this.#settings.socketsMax || open === 0) return;
+    if (this.#queue.length === 0 && busy < GROW_AT * open) return;
+    for (const network of this.#byLoad()) if (this.#open(network)) return;
+  }
+
+  #open(network: Network): boolean {
+    const session = this.#configured;
+    const epoch = this.#epoch;
+    const now = this.#env.clock.now();
+    const { port } = network;
+    if (session === undefined || this.#stopped || now < network.retryAt) return false;
+    if (network.agents.size + network.connecting >= port.socketsMax) return false;
+    network.connecting++;
+    this.#env.net.dial(
+      { host: port.address, port: port.port },
+      { timeoutMs: this.#settings.dialMs },
+    )((line) => {
+      network.connecting--;
+      if (isNetError(line)) {
+        network.lastEnd = line.fault;
+        network.lastEndAt = this.#env.clock.date();
+        this.#penalise(network, false);
+        return this.#wake();
+      }
+      if (
+        this.#configured === undefined ||
+        this.#epoch !== epoch ||
+        this.#stopped ||
+        !this.#networks.includes(network)
+      ) {
+        line.ear = { onReceived() {}, onSent() {}, onClosed() {} };
+        line.close();
+        return;
+      }
+      const agent = new ScpAgent(this.#env, line, this.#nextAgent++, port, this.#nextSerial++, session, {
+        onReady: () => {
+          network.failures = 0;
+          network.retryAt = 0;
+          this.#env.turn.soon(this.#pump);
+        },
+        onPiece: (_, piece, status, result) => this.#onPiece(piece, status, result),
+        onEnd: (ended, end, orphans) => this.#onAgentEnd(network, ended, end, epoch, orphans),
+      });
+      network.agents.add(agent);
+      this.#wake();
+    });
+    return true;
+  }
+
+  #penalise(network: Network, wasReady: boolean): void {
+    const wait = Math.min(this.#settings.retryMsMin * 2 ** Math.min(network.failures, 16), this.#settings.retryMsMax);
+    network.failures++;
+    network.retryAt = this.#env.clock.now() + (wasReady && network.failures === 1 ? 0 : wait);
+  }
+
+  /* ---- time */
+
+  #wake(): void {
+    const soon = this.#env.clock.now() + TICK_MS;
+    if (!this.#stopped && this.#alarm.at > soon) this.#alarm.at = soon;
+  }
+
+  #tick(): void {
+    this.#alarm.at = Number.POSITIVE_INFINITY;
+    if (this.#stopped) return;
+    const now = this.#env.clock.now();
+    if (this.#link === undefined && now >= this.#redialAt) this.#connect();
+    for (const piece of this.#later) {
+      if (piece.notBefore > now) continue;
+      this.#later.delete(piece);
+      if (now - piece.since >= this.#settings.giveUpMs) this.#settle(piece, "away", 0);
+      else this.#requeue(piece);
+    }
+    if (this.#queue.length > 0 && now - (this.#queue.peek()?.since ?? now) >= this.#settings.giveUpMs)
+      for (const piece of this.#queue.take((one) => now - one.since >= this.#settings.giveUpMs))
+        this.#settle(piece, "away", 0);
+    this.#lookForSilence(now);
+    if (this.#configured !== undefined) this.#openMin();
+    if (this.#queue.length > 0) this.#env.turn.soon(this.#pump);
+    this.#alarm.at = this.#nextTick(now);
+  }
+
+  /** Soon while anything is under way; while all is idle, only to see that the server is still there. */
+  #nextTick(now: Millis): Millis {
+    if (this.#inFlight > 0 || this.#queue.length > 0 || this.#later.size > 0 || this.#fencing.size > 0)
+      return now + TICK_MS;
+    if (this.#link === undefined) return Math.max(this.#redialAt, now + TICK_MS);
+    if (this.#configured === undefined) return Number.POSITIVE_INFINITY;
+    if (this.#link.pingAt !== Number.POSITIVE_INFINITY) return now + this.#settings.silentMs;
+    let next = now + IDLE_PING_MS;
+    let open = 0;
+    for (const { agents, connecting } of this.#networks) open += agents.size + connecting;
+    for (const { agents, connecting, port, retryAt } of this.#networks) {
+      const mine = agents.size + connecting;
+      if (mine === 0 || (open < this.#settings.socketsMin && mine < port.socketsMax))
+        next = Math.min(next, Math.max(retryAt, now + TICK_MS));
+    }
+    return next;
+  }
+
+  /**
+   * A socket is dead when it owes an answer to a ping and another one was heard since it was asked: then it is not we
+   * who were asleep, nor the server. When nobody at all is heard, the wait is longer.
+   */
+  #lookForSilence(now: Millis): void {
+    const link = this.#link;
+    const configured = this.#configured;
+    if (link === undefined || configured === undefined) return;
+    const { deadMs, deadMsV1 } = this.#settings;
+    if (this.#networks.some(({ agents }) => [...agents].some(({ ready }) => ready))) this.#agentAt = now;
+    // A server that is gone may have had no way to tell us: its configuration socket looks as if it were there, and
+    // version 1 has nothing to ask it. That no data port takes us is how it shows.
+    else if (now - this.#agentAt > deadMs && configured.ports.length > 0) {
+      link.close("silent");
+      return;
+    }
+    const patience = this.#patience(now);
+    const quietMs = Math.min(this.#settings.quietMs * patience, deadMs);
+    const silentMs = Math.min(this.#settings.silentMs * patience, deadMs);
+    const stallMsV1 = Math.min(this.#settings.stallMsV1 * patience, deadMsV1);
+    const isSilent = (agent: ScpAgent): void => {
+      this.#losePatience(now);
+      agent.close("silent");
+    };
+    let heardAt = link.heardAt;
+    for (const network of this.#networks)
+      for (const agent of network.agents) heardAt = Math.max(heardAt, agent.heardAt);
+    const two = configured.version === Version.TWO;
+    let suspicion = this.#fencing.size > 0 || (this.#inFlight === 0 && now - link.heardAt > IDLE_PING_MS);
+    for (const network of this.#networks)
+      for (const agent of [...network.agents]) {
+        if (!agent.ready) continue;
+        const asked = two ? agent.pingAt : agent.oldestSentAt();
+        const elsewhere = heardAt > agent.heardAt && heardAt > asked;
+        if (two) {
+          if (now - asked > (elsewhere ? silentMs : deadMs)) isSilent(agent);
+          else if (agent.inFlight > 0 && now - Math.max(agent.heardAt, agent.oldestSentAt()) > quietMs) {
+            agent.ping();
+            suspicion = true;
+          }
+        } else if (now - asked > (elsewhere ? stallMsV1 : deadMsV1)) isSilent(agent);
+      }
+    if (!two) return;
+    if (suspicion) {
+      // Witnesses: whoever answers shows that the silence is another's.
+      link.ping(WORLD_TAG_MIN - 1);
+      for (const network of this.#networks)
+        for (const agent of network.agents)
+          if (agent.ready) {
+            agent.ping();
+            break;
+          }
+    }
+    const elsewhere = heardAt > link.heardAt && heardAt > link.pingAt;
+    if (now - link.pingAt > (elsewhere ? silentMs : deadMs)) {
+      this.#losePatience(now);
+      link.close("silent");
+    }
+  }
+
+  /**
+   * What was taken for dead may only have been slow. Each time the waits are doubled, and halved again after a while
+   * without: on a network whose answers take longer than the settings say, the host gets on none the less.
+   */
+  #losePatience(now: Millis): void {
+    if (now - this.#waitsSince < PATIENCE_STEP_MS) return;
+    this.#waits = Math.min(2 * this.#patience(now), WAITS_MAX);
+    this.#waitsSince = now;
+  }
+  #patience(now: Millis): number {
+    while (this.#waits > 1 && now - this.#waitsSince > PATIENCE_MS) {
+      this.#waits /= 2;
+      this.#waitsSince += PATIENCE_MS;
+    }
+    return this.#waits;
+  }
+
+  #failAll(status: Status): void {
+    for (const piece of this.#queue.take(() => true)) this.#settle(piece, status, 0);
+    for (const piece of [...this.#later]) {
+      this.#later.delete(piece);
+      this.#settle(piece, status, 0);
+    }
+    const waiting = [...this.#fencing.values()].flat();
+    this.#fencing.clear();
+    for (const { piece } of waiting) this.#settle(piece, status, 0);
+  }
+}
