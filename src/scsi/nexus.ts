@@ -1,0 +1,123 @@
+/**
+ * Who speaks to a unit: an I_T nexus (SAM-5 §4.7) is one initiator port together with one target port. For iSCSI that
+ * is one session. Unit attentions wait per nexus and unit until the next command hears them (SAM-5 §5.14).
+ */
+
+import type { BlockDevice } from "#device/device";
+import { Asc } from "#wire/scsi/codes";
+import type { PortIdentity } from "#wire/scsi/inquiry";
+import type { LogicalUnit } from "./unit.ts";
+
+/** The most attentions that wait for one nexus at one unit; beyond that, the oldest ones are forgotten. */
+const ATTENTIONS_MAX = 8;
+
+/** A target port, with the state of its group (asymmetric logical unit access). */
+export interface TargetPort extends PortIdentity {
+  readonly portal: PortGroup;
+}
+export class PortGroup {
+  readonly id: number;
+  readonly ports: TargetPort[] = [];
+  /** All groups of the target, this one among them. */
+  readonly siblings: PortGroup[];
+  /** Of `AccessState`. */
+  state = 0;
+  /** SPC-4 §6.33: 1 when the last change was asked for by a host, 2 when it was our own. */
+  changedBy: 0 | 1 | 2 = 0;
+  constructor(id: number, siblings: PortGroup[]) {
+    this.id = id;
+    this.siblings = siblings;
+    siblings.push(this);
+  }
+}
+
+/** One unit as one host sees it: behind a guard with that host's rights. */
+export interface UnitView {
+  readonly lun: number;
+  readonly unit: LogicalUnit;
+  readonly device: BlockDevice;
+}
+/** What one host may see. */
+export interface UnitMap {
+  find(lun: number): UnitView | undefined;
+  /** In ascending order of LUN. */
+  list(): readonly UnitView[];
+}
+
+/** What an initiator port is called in reservations: it stays the same over sessions, servers and restarts. */
+export const nexusName = (initiatorPort: string, targetPort: string): string => `${initiatorPort}|${targetPort}`;
+
+export class Nexus {
+  /** `<initiator name>,i,0x<ISID>`. */
+  readonly initiatorPort: string;
+  readonly port: TargetPort;
+  /** The host of the protection table. */
+  readonly host: string;
+  readonly units: UnitMap;
+  readonly name: string;
+  /** Additional sense codes that wait, by unit. No entry: nothing waits. */
+  readonly #attentions = new Map<object, number[]>();
+  /** Units that have heard of this nexus. */
+  readonly #known = new Set<object>();
+  readonly #greeting: number;
+
+  /** @param greeting what the first command to each unit is told: `Asc.POWER_ON_OR_RESET` or `Asc.NEXUS_LOSS`. */
+  constructor(
+    initiatorPort: string,
+    port: TargetPort,
+    host: string,
+    units: UnitMap,
+    greeting: number = Asc.POWER_ON_OR_RESET,
+  ) {
+    this.initiatorPort = initiatorPort;
+    this.port = port;
+    this.host = host;
+    this.units = units;
+    this.name = nexusName(initiatorPort, port.name);
+    this.#greeting = greeting;
+  }
+
+  /** True when a command to `unit` has to look at `takeAttention` first. */
+  hasAttention(unit: object): boolean {
+    if (!this.#known.has(unit)) this.#greet(unit);
+    return this.#attentions.has(unit);
+  }
+
+  addAttention(unit: object, asc: number): void {
+    if (!this.#known.has(unit)) this.#greet(unit);
+    const waiting = this.#attentions.get(unit) ?? [];
+    // A reset makes whatever happened before it moot; the same news twice is one piece of news.
+    if (asc >> 8 === Asc.POWER_ON_OR_RESET >> 8) waiting.length = 0;
+    if (!waiting.includes(asc)) waiting.push(asc);
+    if (waiting.length > ATTENTIONS_MAX) waiting.shift();
+    this.#attentions.set(unit, waiting);
+  }
+
+  /** The oldest attention, which is thereby told; 0 when there is none. */
+  takeAttention(unit: object): number {
+    if (!this.#known.has(unit)) this.#greet(unit);
+    const waiting = this.#attentions.get(unit);
+    if (waiting === undefined) return 0;
+    const asc = waiting.shift() ?? 0;
+    if (waiting.length === 0) this.#attentions.delete(unit);
+    return asc;
+  }
+
+  /** REPORT LUNS tells the news itself: SPC-4 §6.33. */
+  dropAttention(unit: object, asc: number): void {
+    const waiting = this.#attentions.get(unit)?.filter((one) => one !== asc);
+    if (waiting === undefined) return;
+    if (waiting.length === 0) this.#attentions.delete(unit);
+    else this.#attentions.set(unit, waiting);
+  }
+
+  forget(unit: object): void {
+    this.#attentions.delete(unit);
+    this.#known.delete(unit);
+  }
+
+  #greet(unit: object): void {
+    this.#known.add(unit);
+    this.#attentions.set(unit, [this.#greeting]);
+  }
+}
