@@ -1,0 +1,256 @@
+/**
+ * The data directory: `ashlar.json` says that it is ours and in which format, `lock` that one server has it,
+ * `sets/<uuid>/` hold the version sets, `rights.json` the hosts and grants, `ashlar.sock` is the admin API and
+ * `nbd.sock` a private way to the volumes for the command line. Everything about it that can be wrong is refused in words.
+ */
+import { randomUUID } from "node:crypto";
+import {
+  closeSync,
+  existsSync,
+  ftruncateSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeSync,
+} from "node:fs";
+import { dirname, join, resolve } from "node:path";
+import { Refusal } from "#base/refusal";
+import { tryLock } from "#env/flock";
+import { syncDirectory, writeDurably } from "./durable-file.ts";
+
+/** Of the directory's layout and of what lies in it. Goes up when an older server could not use it any more. */
+export const FORMAT = 1;
+
+const MARKER = "ashlar.json";
+/** File systems put these into every fresh directory. */
+const NOT_SOMEBODYS = new Set(["lost+found", ".DS_Store"]);
+
+interface Marker {
+  readonly product: "ashlar";
+  readonly format: number;
+  readonly uuid: string;
+  readonly created: string;
+}
+
+export class DataDirectory {
+  readonly path: string;
+  readonly uuid: string;
+  /** True when the server that had it last did not come to say goodbye. */
+  readonly wasUnclean: boolean;
+  readonly #lock: number;
+
+  private constructor(path: string, uuid: string, lock: number, wasUnclean: boolean) {
+    this.path = path;
+    this.uuid = uuid;
+    this.#lock = lock;
+    this.wasUnclean = wasUnclean;
+  }
+
+  /** Takes the directory for this process; makes it when it is new or empty. @throws Refusal */
+  static open(given: string): DataDirectory {
+    const path = resolve(given);
+    const fresh = inspect(path);
+    const { lock, wasUnclean } = takeLock(path);
+    try {
+      const uuid = fresh && !existsSync(join(path, MARKER)) ? initialise(path) : readMarker(path).uuid;
+      mkdirSync(join(path, "sets"), { recursive: true, mode: 0o700 });
+      removeLeftovers(path);
+      return new DataDirectory(path, uuid, lock, wasUnclean);
+    } catch (error) {
+      closeSync(lock);
+      throw inWords(error, path);
+    }
+  }
+
+  file(name: string): string {
+    return join(this.path, name);
+  }
+
+  /** Version sets that are there, in order of their names. */
+  sets(): string[] {
+    return readdirSync(this.file("sets"))
+      .filter((name) => /^[0-9a-f]{32}$/.test(name))
+      .sort();
+  }
+
+  setPath(uuid: string): string {
+    return join(this.path, "sets", uuid);
+  }
+  /** Where a set is made, before `publishSet` gives it its place. What is there after a crash was never answered. */
+  draftPath(): string {
+    return join(this.path, "sets", `.new-${randomUUID()}`);
+  }
+  publishSet(draft: string, uuid: string): void {
+    renameSync(draft, this.setPath(uuid));
+    syncDirectory(this.file("sets"));
+  }
+  /** Removes a closed set: first its name, durably, then its content. */
+  removeSet(uuid: string): void {
+    const gone = join(this.path, "sets", `.gone-${uuid}`);
+    renameSync(this.setPath(uuid), gone);
+    syncDirectory(this.file("sets"));
+    rmSync(gone, { recursive: true, force: true });
+  }
+  removeDraft(draft: string): void {
+    rmSync(draft, { recursive: true, force: true });
+  }
+
+  /** Gives the directory back. The kernel does the same when the process dies. */
+  close(): void {
+    ftruncateSync(this.#lock);
+    closeSync(this.#lock);
+  }
+}
+
+/** Like `mkdir -p`. (Node's own goes round for ever where the kernel says ENOENT though the parent is there, as in /proc.) */
+function makeDirectories(path: string): void {
+  if (existsSync(path)) return;
+  makeDirectories(dirname(path));
+  mkdirSync(path, { mode: 0o700 });
+}
+
+/** Whether there is nothing yet. @throws Refusal when it cannot be a data directory of ours */
+function inspect(path: string): boolean {
+  try {
+    makeDirectories(path);
+    if (!statSync(path).isDirectory())
+      throw new Refusal("bad-request", `${path} is not a directory`, "Give the data directory with --data DIR.");
+    const names = readdirSync(path).filter((name) => !NOT_SOMEBODYS.has(name));
+    if (names.includes(MARKER)) {
+      readMarker(path);
+      return false;
+    }
+    // A server that died while it made the directory leaves the lock and the temporary marker.
+    const foreign = names.filter((name) => ![`${MARKER}.new`, "lock", "sets"].includes(name));
+    if (foreign.length > 0)
+      throw new Refusal(
+        "not-allowed",
+        `${path} is not empty, and not a data directory of Ashlar: it holds "${foreign[0]}"`,
+        "Give an empty or a new directory with --data DIR.",
+      );
+    return true;
+  } catch (error) {
+    throw inWords(error, path);
+  }
+}
+
+function readMarker(path: string): Marker {
+  let marker: Partial<Marker>;
+  try {
+    marker = JSON.parse(readFileSync(join(path, MARKER), "utf8")) as Partial<Marker>;
+  } catch (error) {
+    if (!(error instanceof SyntaxError)) throw inWords(error, path);
+    throw new Refusal("damaged", `${join(path, MARKER)} is damaged: it is not JSON`, "Restore it from a backup.");
+  }
+  if (marker.product !== "ashlar" || typeof marker.format !== "number" || typeof marker.uuid !== "string")
+    throw new Refusal(
+      "not-allowed",
+      `${join(path, MARKER)} is not of Ashlar`,
+      "Give another directory with --data DIR.",
+    );
+  if (marker.format > FORMAT)
+    throw new Refusal(
+      "too-new",
+      `${path} has format ${marker.format}, and this version of Ashlar knows formats up to ${FORMAT}`,
+      "Start the newer version of Ashlar that wrote it. Nothing was changed.",
+    );
+  return marker as Marker;
+}
+
+function initialise(path: string): string {
+  const marker: Marker = {
+    product: "ashlar",
+    format: FORMAT,
+    uuid: randomUUID().replaceAll("-", ""),
+    created: new Date().toISOString(),
+  };
+  mkdirSync(join(path, "sets"), { recursive: true, mode: 0o700 });
+  writeDurably(join(path, MARKER), `${JSON.stringify(marker, undefined, 2)}\n`);
+  return marker.uuid;
+}
+
+function takeLock(path: string): { lock: number; wasUnclean: boolean } {
+  const name = join(path, "lock");
+  let file: number;
+  try {
+    file = openSync(name, existsSync(name) ? "r+" : "wx+", 0o600);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "EEXIST") return takeLock(path);
+    throw inWords(error, path);
+  }
+  const pidBefore = Number.parseInt(readFileSync(name, "utf8"), 10);
+  const got = tryLock(file);
+  if (got === false || (got === undefined && isServer(pidBefore))) {
+    closeSync(file);
+    throw new Refusal(
+      "locked",
+      `Another server (pid ${Number.isNaN(pidBefore) ? "unknown" : pidBefore}) has ${path}`,
+      "Use that one, stop it first, or give another directory with --data DIR.",
+    );
+  }
+  ftruncateSync(file);
+  writeSync(file, `${process.pid}\n`, 0);
+  return { lock: file, wasUnclean: !Number.isNaN(pidBefore) };
+}
+
+/** Without `flock`: whether a process of this id runs our program. A pid that was reused by another one does not count. */
+function isServer(pid: number): boolean {
+  if (Number.isNaN(pid) || pid === process.pid) return false;
+  try {
+    return readlinkSync(`/proc/${pid}/exe`) === readlinkSync("/proc/self/exe");
+  } catch {
+    return false;
+  }
+}
+
+/** Drafts of sets that were never answered, and sets whose deletion was cut short. */
+function removeLeftovers(path: string): void {
+  for (const name of readdirSync(join(path, "sets")))
+    if (name.startsWith(".new-") || name.startsWith(".gone-"))
+      rmSync(join(path, "sets", name), { recursive: true, force: true });
+}
+
+/** What the file system says, as a refusal that an operator can act on. */
+export function inWords(error: unknown, path: string): unknown {
+  const { code, message } = error as NodeJS.ErrnoException;
+  switch (code) {
+    case "EROFS":
+      return new Refusal(
+        "storage-failed",
+        `${path} is on a read-only file system`,
+        "Mount it read-write (`mount -o remount,rw …`).",
+      );
+    case "EACCES":
+    case "EPERM":
+      return new Refusal(
+        "not-allowed",
+        `No permission for ${path} (as user ${process.getuid?.() ?? "?"})`,
+        "Start the server as the directory's owner, or change its owner.",
+      );
+    case "ENOENT":
+    case "ENOTDIR":
+      return new Refusal(
+        "not-found",
+        `${path} is not there, and cannot be made`,
+        "Check the path, and that its disk is mounted.",
+      );
+    case "EEXIST":
+      return new Refusal("bad-request", `${path} is not a directory`, "Give the data directory with --data DIR.");
+    case "ENOSPC":
+    case "EDQUOT":
+      return new Refusal("full", `No space left for ${path}`, "Make room on its file system.");
+    case "EIO":
+      return new Refusal(
+        "storage-failed",
+        `The disk under ${path} fails: ${message}`,
+        "Look at the kernel's log (`dmesg`).",
+      );
+    default:
+      return error;
+  }
+}

@@ -1,0 +1,30 @@
+/** A lane's thread: makes its Env, and connects a Lane to the message port of the control plane. */
+import { parentPort, workerData } from "node:worker_threads";
+import type { Log } from "#env/env";
+import { makeEnv } from "#env/make-env";
+import { loadFronts } from "#lane/fronts";
+import { Lane } from "#lane/lane";
+import type { FromLane, LaneStart, LogLevel, ToLane } from "#lane/messages";
+
+const port = parentPort!;
+const { env: kind, memoryBytes, fronts } = workerData as LaneStart;
+const tell = (message: FromLane): void => port.postMessage(message);
+const say = (level: LogLevel) => (fields: object, message: string) => tell({ type: "log", level, fields, message });
+const log: Log = { debug: say("debug"), info: say("info"), warn: say("warn"), error: say("error") };
+
+const env = makeEnv(kind, { memoryBytes, log });
+
+// A mistake in the lane ends the lane, not the server: what it holds is in its log, and a new lane opens it again. The
+// Env is closed first, so that the kernel is done with the memory, and hosts see their connections end.
+process.on("uncaughtException", (error) => {
+  tell({ type: "dying", reason: error.stack ?? String(error) });
+  try {
+    env.close();
+  } finally {
+    process.exit(1);
+  }
+});
+
+const lane = new Lane(env, await loadFronts(fronts), tell);
+port.on("message", (message: ToLane) => lane.handle(message));
+tell({ type: "ready" });

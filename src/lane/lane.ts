@@ -1,0 +1,307 @@
+/**
+ * A lane: version sets, the fronts' connections to them, and the calls of the control plane, all on one Env. It knows
+ * nothing of threads; `bin/lane.ts` connects it to a message port, and tests call it directly.
+ */
+import { Refusal } from "#base/refusal";
+import { perform, start, type Task, TaskQueue } from "#base/task";
+import type { BlockDevice } from "#device/device";
+import type { Address, Env, Line } from "#env/env";
+import { DirectoryReservationStore, ReservationBook } from "#scsi/reservation-store";
+import { DriveSet, type DriveSetFacts } from "#store/drive-set";
+import { ProtectionTable } from "#target/protection";
+import { LaneDirectory } from "./directory.ts";
+import type { Front, FrontMaker } from "./front.ts";
+import {
+  type FromLane,
+  type FrontStart,
+  type LaneCall,
+  type LaneCalls,
+  type LaneFacts,
+  type MeterFacts,
+  refusalFacts,
+  type SetChange,
+  type SetFacts,
+  type ToLane,
+} from "./messages.ts";
+import { OpenSet } from "./open-set.ts";
+import { RemoteDevice } from "./remote-device.ts";
+import { clearReservations, describeReservations } from "./reservations.ts";
+
+type Handlers = { [Call in LaneCall]: (given: LaneCalls[Call]["given"]) => Task<LaneCalls[Call]["reply"]> };
+type Given<Call extends LaneCall> = LaneCalls[Call]["given"];
+
+interface RunningFront {
+  readonly kind: string;
+  readonly front: Front;
+}
+
+export class Lane {
+  readonly #env: Env;
+  readonly #makers: Readonly<Record<string, FrontMaker>>;
+  readonly #tell: (message: FromLane) => void;
+  readonly #sets = new Map<string, OpenSet>();
+  readonly #fronts = new Map<string, RunningFront>();
+  readonly #directory = new LaneDirectory();
+  readonly #book = new ReservationBook();
+  readonly #table = new ProtectionTable(this.#directory, (device) => this.#book.gate(device.uuid));
+  /** What other lanes have, by set. */
+  readonly #placed = new Map<string, ReadonlyMap<string, RemoteDevice>>();
+  readonly #drives: DriveSet;
+  readonly #driveChanges = new TaskQueue();
+  #partitions: ReadonlyMap<string, BlockDevice> = new Map();
+  readonly #stoppedJobs = new Set<string>();
+  #holdWrites = false;
+
+  constructor(env: Env, makers: Readonly<Record<string, FrontMaker>>, tell: (message: FromLane) => void) {
+    this.#env = env;
+    this.#drives = new DriveSet(env);
+    this.#makers = makers;
+    this.#tell = tell;
+  }
+
+  /** Does a call and tells its one answer. What is thrown and is no refusal is a mistake, and goes on up. */
+  handle({ id, call, given }: ToLane): void {
+    const handler = this.#handlers[call] as (given: unknown) => Task<unknown>;
+    start(
+      (function* () {
+        return yield* handler(given);
+      })(),
+      (reply) => this.#tell({ type: "reply", id, reply }),
+      (error) => {
+        if (!(error instanceof Refusal)) throw error;
+        this.#tell({ type: "refused", id, refusal: refusalFacts(error) });
+      },
+    );
+  }
+
+  readonly #handlers: Handlers = {
+    "set.create": ({ path, volume }) => OpenSet.create(this.#env, path, volume),
+    "set.open": (given) => this.#openSet(given),
+    "set.change": ({ uuid, change }) => this.#changeSet(this.#set(uuid), change),
+    "set.facts": ({ uuid }) => this.#measure(this.#set(uuid)),
+    "set.close": ({ uuid }) => this.#closeSet(this.#set(uuid)),
+    "set.scrub": (given) => this.#scrub(given),
+    "set.scrub-stop": ({ job }) => now(() => this.#stoppedJobs.add(job)),
+    "space.hold": ({ hold }) => now(() => this.#hold(hold)),
+    placed: (given) => now(() => this.#place(given)),
+    "drives.load": (given) => this.#loadDrives(given),
+    "drives.facts": () => answer(() => this.#drives.facts()),
+    "rights.load": ({ rights }) => now(() => this.#table.load(rights)),
+    "front.start": (given) => now(() => this.#startFront(given)),
+    "front.listen": ({ name, address }) => this.#listen(name, address),
+    "front.resume": (given) => now(() => this.#resume(given)),
+    "space.now": (given) =>
+      now(() => {
+        for (const { front } of this.#fronts.values()) front.space?.(given);
+      }),
+    "front.facts": ({ name }) => answer(() => this.#front(name).facts?.() ?? null),
+    "front.end-session": ({ name, session }) => answer(() => this.#front(name).endSession?.(session) ?? false),
+    "reservations.open": ({ path }) => this.#openReservations(path),
+    reservations: () => answer(() => describeReservations(this.#book)),
+    "reservations.clear": ({ uuid }) => clearReservations(this.#book, uuid),
+    meters: () => answer(() => this.#meters()),
+    connections: () => answer(() => this.#connections()),
+    facts: () => answer(() => this.#facts()),
+    drain: () => this.#drain(),
+    fail: () =>
+      now(() => {
+        throw new Error("the control plane wanted it so");
+      }),
+  };
+
+  #set(uuid: string): OpenSet {
+    const set = this.#sets.get(uuid);
+    if (set === undefined) throw new Refusal("not-found", `Version set ${uuid} is not open on this lane`);
+    return set;
+  }
+
+  *#openReservations(path: string): Task<undefined> {
+    yield* this.#book.open(new DirectoryReservationStore(this.#env.disk, this.#env.memory, path));
+    return undefined;
+  }
+
+  *#openSet({ uuid, path }: Given<"set.open">): Task<SetFacts> {
+    const set = yield* OpenSet.open(this.#env, path);
+    if (set.uuid !== uuid) {
+      yield* set.close();
+      throw new Refusal("damaged", `${path} holds version set ${set.uuid}`, "Give the directory the set's own name.");
+    }
+    set.engine.holdWrites = this.#holdWrites;
+    this.#sets.set(uuid, set);
+    this.#publish(set);
+    return this.#factsOf(set);
+  }
+
+  *#changeSet(set: OpenSet, change: SetChange): Task<SetFacts> {
+    if (change.kind === "rollback") this.#refuseInUse(change.to.slice(0, change.to.indexOf("@")), "roll back");
+    if (change.kind === "rename") this.#refuseInUse(change.name, "rename");
+    if (change.kind === "remove" && !change.force) this.#refuseInUse(change.name, "delete");
+    yield* set.change(change);
+    this.#publish(set);
+    return this.#factsOf(set);
+  }
+
+  #refuseInUse(name: string, what: string): void {
+    const connections = this.#connectionsTo(name);
+    if (connections === 0) return;
+    const hosts = connections === 1 ? "a host is" : `${connections} connections of hosts are`;
+    const hint = what === "delete" ? "Disconnect the hosts first, or use --force." : "Disconnect the hosts first.";
+    throw new Refusal("in-use", `Cannot ${what} "${name}": ${hosts} using it`, hint);
+  }
+
+  *#measure(set: OpenSet): Task<SetFacts> {
+    yield* set.measure();
+    return this.#factsOf(set);
+  }
+
+  *#closeSet(set: OpenSet): Task<undefined> {
+    this.#sets.delete(set.uuid);
+    this.#directory.replaceOwn(set.published, new Map());
+    yield* set.close();
+    return undefined;
+  }
+
+  *#scrub({ uuid, versions, job }: Given<"set.scrub">): Task<LaneCalls["set.scrub"]["reply"]> {
+    try {
+      return yield* this.#set(uuid).scrub(versions, (facts) => {
+        if (this.#stoppedJobs.has(job)) throw new Refusal("interrupted", "The scrub was cancelled");
+        this.#tell({ type: "scrub-progress", job, facts });
+      });
+    } finally {
+      this.#stoppedJobs.delete(job);
+    }
+  }
+
+  *#loadDrives({ state, mapsPath }: Given<"drives.load">): Task<DriveSetFacts> {
+    const facts = yield* this.#driveChanges.run(this.#drives.load(state, mapsPath));
+    const now = this.#drives.devices;
+    this.#directory.replaceOwn(this.#partitions, now);
+    this.#partitions = now;
+    return facts;
+  }
+
+  #hold(hold: boolean): void {
+    this.#holdWrites = hold;
+    for (const { engine } of this.#sets.values()) engine.holdWrites = hold;
+  }
+
+  #place({ set, lane, address, versions }: Given<"placed">): void {
+    const before = this.#placed.get(set) ?? new Map<string, RemoteDevice>();
+    const devices = new Map<string, RemoteDevice>();
+    for (const version of versions) {
+      const known = before.get(version.name);
+      const same = known?.uuid === version.uuid && known.lane === lane;
+      devices.set(version.name, same ? known : new RemoteDevice(this.#env, version, lane, address));
+    }
+    if (devices.size === 0) this.#placed.delete(set);
+    else this.#placed.set(set, devices);
+    this.#directory.replaceRemote(before, devices);
+    for (const [name, device] of before) if (devices.get(name) !== device) device.end();
+    for (const version of versions) devices.get(version.name)!.resize(version.size);
+  }
+
+  #startFront(given: FrontStart): void {
+    const maker = this.#makers[given.front];
+    if (maker === undefined) throw new Refusal("unsupported", `There is no front "${given.front}"`);
+    const { handover } = this.#env.net;
+    const handOver = (line: Line, lane: number, state: unknown): void => {
+      const detached = handover!.detach(line);
+      if (detached === undefined) line.close();
+      else this.#tell({ type: "hand-over", name: given.name, lane, ...detached, state });
+    };
+    const context = { env: this.#env, table: this.#table, directory: this.#directory, book: this.#book };
+    const front = maker({ ...context, handOver: handover === undefined ? undefined : handOver }, given);
+    this.#fronts.set(given.name, { kind: given.front, front });
+  }
+
+  *#listen(name: string, address: Address): Task<Address> {
+    return yield* this.#front(name).listen(address);
+  }
+
+  #resume({ name, fd, peer, state }: Given<"front.resume">): void {
+    this.#front(name).resume(this.#env.net.handover!.adopt(fd, peer), state);
+  }
+
+  #front(name: string): Front {
+    const running = this.#fronts.get(name);
+    if (running === undefined) throw new Refusal("not-found", `The front "${name}" does not run`);
+    return running.front;
+  }
+
+  *#drain(): Task<undefined> {
+    // All at once: a front that waits for a slow client must not keep the others open.
+    const fronts = [...this.#fronts.values()];
+    let left = fronts.length;
+    if (left > 0)
+      yield* perform<void>((resume) => {
+        for (const { front } of fronts)
+          front.drain()(() => {
+            left--;
+            if (left === 0) resume();
+          });
+      });
+    for (const set of [...this.#sets.values()]) yield* this.#closeSet(set);
+    yield* this.#driveChanges.run(this.#drives.close());
+    return undefined;
+  }
+
+  #publish(set: OpenSet): void {
+    const versions = new Map(set.engine.versions);
+    this.#directory.replaceOwn(set.published, versions);
+    for (const [name, version] of versions)
+      if (set.published.get(name) !== version)
+        version.watch((change) => {
+          if (change === "read-only" && set.engine.trouble !== undefined)
+            this.#tell({ type: "set-trouble", uuid: set.uuid, reason: set.engine.trouble });
+        });
+    set.published = versions;
+  }
+
+  #factsOf(set: OpenSet): SetFacts {
+    return set.facts((name) => this.#connectionsTo(name));
+  }
+
+  #connectionsTo(name: string): number {
+    let count = 0;
+    for (const { front } of this.#fronts.values()) count += front.meters().get(name)?.connections ?? 0;
+    return count;
+  }
+
+  #connections(): LaneCalls["connections"]["reply"][number][] {
+    return [...this.#fronts].flatMap(([name, { front }]) =>
+      front.connections().map((one) => ({ front: name, ...one })),
+    );
+  }
+
+  #meters(): MeterFacts[] {
+    const facts: MeterFacts[] = [];
+    for (const [name, { front }] of this.#fronts)
+      for (const [volume, meter] of front.meters()) {
+        // A name that was deleted is nobody's any more.
+        if (this.#directory.find(volume) === undefined) continue;
+        const operations: Record<string, MeterFacts["operations"][string]> = {};
+        for (const [kind, { count, sum, counts }] of Object.entries(meter.latency))
+          operations[kind] = { count, sum, counts, bytes: meter.bytes[kind as keyof typeof meter.bytes] ?? 0 };
+        facts.push({ volume, front: name, connections: meter.connections, operations, errors: { ...meter.errors } });
+      }
+    return facts;
+  }
+
+  #facts(): LaneFacts {
+    const { used, peak, size } = this.#env.memory;
+    let connections = 0;
+    for (const { front } of this.#fronts.values()) connections += front.connections().length;
+    return { memory: { used, peak, size }, sets: this.#sets.size, connections };
+  }
+}
+
+// biome-ignore lint/correctness/useYield: an answer that is there at once is a task as well
+function* answer<T>(what: () => T): Task<T> {
+  return what();
+}
+
+// biome-ignore lint/correctness/useYield: likewise
+function* now(what: () => unknown): Task<undefined> {
+  what();
+  return undefined;
+}

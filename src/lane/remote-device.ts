@@ -1,0 +1,122 @@
+/**
+ * A device of another lane. Connections that ask for it are given away to that lane where that is possible; where it is
+ * not (under TLS, or in a session with devices of several lanes), its operations go there as NBD over a Unix socket.
+ */
+import { start } from "#base/task";
+import { type Bytes, MIB, type Millis } from "#base/units";
+import type { BlockDevice, BlockOp, DeviceWatcher } from "#device/device";
+import type { Address, Env } from "#env/env";
+import type { NbdClient } from "#initiator/nbd-client";
+import type { PlacedVersion } from "./messages.ts";
+
+const CONNECTIONS = 2;
+const REPLAY_BYTES = 4 * MIB;
+/** While a lane is replaced, operations wait so long for it. */
+const GIVE_UP_MS: Millis = 30_000;
+
+export class RemoteDevice implements BlockDevice {
+  readonly lane: number;
+  readonly uuid: string;
+  readonly blockSize: number;
+  readonly preferredBlockSize: number;
+  readonly readOnly: boolean;
+  readonly #env: Env;
+  readonly #name: string;
+  readonly #address: Address;
+  readonly #watchers = new Set<DeviceWatcher>();
+  readonly #waiting: BlockOp[] = [];
+  #size: Bytes;
+  #client: NbdClient | undefined;
+  #isOpening = false;
+  #isGone = false;
+
+  constructor(env: Env, facts: PlacedVersion, lane: number, address: Address) {
+    this.#env = env;
+    this.#name = facts.name;
+    this.#address = address;
+    this.lane = lane;
+    this.uuid = facts.uuid;
+    this.blockSize = facts.blockSize;
+    this.preferredBlockSize = facts.preferredBlockSize;
+    this.readOnly = facts.kind === "snapshot";
+    this.#size = facts.size;
+  }
+
+  get size(): Bytes {
+    return this.#size;
+  }
+
+  submit(op: BlockOp): void {
+    if (this.#isGone) {
+      finish(op, "gone");
+    } else if (this.#client !== undefined) {
+      this.#client.submit(op);
+    } else {
+      this.#waiting.push(op);
+      if (!this.#isOpening) this.#open();
+    }
+  }
+
+  watch(watcher: DeviceWatcher): () => void {
+    this.#watchers.add(watcher);
+    return () => this.#watchers.delete(watcher);
+  }
+
+  resize(size: Bytes): void {
+    if (size === this.#size) return;
+    this.#size = size;
+    // The size is agreed on in the handshake: a new client knows the new one, and the old one ends what it has.
+    this.#client?.close()(() => {});
+    this.#client = undefined;
+    for (const watcher of [...this.#watchers]) watcher("resized");
+  }
+
+  /** Its volume was deleted, or has moved. */
+  end(): void {
+    this.#isGone = true;
+    for (const op of this.#waiting.splice(0)) finish(op, "gone");
+    for (const watcher of [...this.#watchers]) watcher("gone");
+    this.#client?.close()(() => {});
+  }
+
+  #open(): void {
+    this.#isOpening = true;
+    // Most lanes never need the client, so it is not loaded with them.
+    import("#initiator/nbd-client").then(
+      (module) => this.#openWith(module.NbdClient),
+      (error: unknown) => this.#onNotOpened(error),
+    );
+  }
+
+  #openWith(client: typeof NbdClient): void {
+    const target = { address: this.#address, exportName: this.#name, tls: undefined };
+    const options = { connections: CONNECTIONS, replayBytes: REPLAY_BYTES, giveUpMs: GIVE_UP_MS, waitMs: GIVE_UP_MS };
+    start(
+      client.open(this.#env, target, options),
+      (opened) => this.#onOpened(opened),
+      (error) => this.#onNotOpened(error),
+    );
+  }
+
+  #onOpened(client: NbdClient): void {
+    this.#isOpening = false;
+    if (this.#isGone) {
+      client.close()(() => {});
+      return;
+    }
+    this.#client = client;
+    for (const op of this.#waiting.splice(0)) client.submit(op);
+  }
+
+  #onNotOpened(error: unknown): void {
+    this.#isOpening = false;
+    const fields = { volume: this.#name, lane: this.lane, error: String(error) };
+    this.#env.log.warn(fields, "Another lane does not answer");
+    for (const op of this.#waiting.splice(0)) finish(op, "away");
+  }
+}
+
+function finish(op: BlockOp, status: "gone" | "away"): void {
+  op.status = status;
+  op.done(op);
+}

@@ -1,0 +1,52 @@
+/** The SCP front of a lane. */
+import { Refusal } from "#base/refusal";
+import { Meter } from "#device/meter";
+import { type Address, isNetError } from "#env/env";
+import { SCP_FRONT_DEFAULTS, ScpFront } from "#target/scp-front";
+import type { Front, FrontContext } from "./front.ts";
+import { LISTEN_HINTS, LISTEN_REFUSALS } from "./listen-refusals.ts";
+import type { FrontStart } from "./messages.ts";
+
+interface ScpOptions {
+  readonly scpAnySourcePort?: boolean;
+  readonly networks?: readonly string[];
+  /** 32 hex digits. */
+  readonly serverUuid?: string;
+}
+
+export function makeScpFront({ env, table }: FrontContext, start: FrontStart): Front {
+  const { scpAnySourcePort = false, networks = [], serverUuid = "" } = start.options as ScpOptions;
+  const meters = new Map<string, Meter>();
+  const meterOf = (device: string): Meter => {
+    let meter = meters.get(device);
+    if (meter === undefined) meters.set(device, (meter = new Meter()));
+    return meter;
+  };
+  const hex = serverUuid.replaceAll("-", "").padEnd(32, "0");
+  const front = new ScpFront(env, table, {
+    ...SCP_FRONT_DEFAULTS,
+    anySourcePort: scpAnySourcePort,
+    networks,
+    serverId: Uint8Array.from({ length: 16 }, (_, i) => Number.parseInt(hex.slice(2 * i, 2 * i + 2), 16)),
+    meterOf,
+  });
+  return {
+    *listen(address: Address) {
+      if (!("host" in address)) throw new Refusal("bad-request", "SCP listens on TCP only", "Give --scp ADDR:PORT.");
+      const at = yield* front.listen(address);
+      if (isNetError(at))
+        throw new Refusal(LISTEN_REFUSALS[at.fault], `SCP cannot listen: ${at.detail}`, LISTEN_HINTS[at.fault]);
+      return at;
+    },
+    resume: (line) => line.close(),
+    connections: () =>
+      front.connections().map(({ host, peer, kind, version, since, requests }) => ({
+        peer: host === "" ? peer : `${host} at ${peer}`,
+        export: `${kind} socket, version ${version}`,
+        since,
+        requests,
+      })),
+    meters: () => meters,
+    drain: () => front.drain(),
+  };
+}
