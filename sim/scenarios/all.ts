@@ -1,0 +1,28 @@
+/** Every scenario there is. To add one: a file beside this one, and a line here; see docs/design/simulation.md. */
+import type { Scenario } from "../scenario.ts";
+import { badCheckpoints } from "./bad-checkpoints.ts";
+import { damage } from "./damage.ts";
+import { failingDisk } from "./failing-disk.ts";
+import { fairWeather } from "./fair-weather.ts";
+import { fullDisk } from "./full-disk.ts";
+import { lyingDisk } from "./lying-disk.ts";
+import { nbdNetwork } from "./nbd-network.ts";
+import { overwriting } from "./overwriting.ts";
+import { powerCuts } from "./power-cuts.ts";
+import { scp } from "./scp.ts";
+import { versionTrees } from "./version-trees.ts";
+
+// biome-ignore lint/suspicious/noExplicitAny: each scenario has a setup of its own, which only itself reads
+export const SCENARIOS: readonly Scenario<any>[] = [
+  powerCuts,
+  versionTrees,
+  overwriting,
+  fullDisk,
+  failingDisk,
+  damage,
+  badCheckpoints,
+  lyingDisk,
+  nbdNetwork,
+  fairWeather,
+  scp,
+];
