@@ -1,0 +1,182 @@
+/** The command line, as operators and other people's scripts use it, against a real server. */
+import assert from "node:assert/strict";
+import { randomBytes } from "node:crypto";
+import { readFileSync, statSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { suite, test } from "node:test";
+import { run, runAny } from "./support/program.ts";
+import { ASHLAR, Server } from "./support/server.ts";
+import { tempFolder } from "./support/temp.ts";
+
+suite("the command line", async () => {
+  test("volumes are made, listed, shown, grown, renamed and deleted", async (t) => {
+    const server = await Server.start(t);
+    const made = await server.json("volume", "create", "db", "--size", "10G");
+    assert.equal(made.size, 10 * 1024 ** 3);
+    assert.equal(made.blockSize, 512);
+    assert.match(made.uuid, /^[0-9a-f]{32}$/);
+    await server.ashlar("volume", "create", "boot", "--size", "64MiB", "--block-size", "4096");
+    const listed = await server.json("volume", "ls");
+    assert.deepEqual(
+      listed.map(({ name, size, blockSize }: Record<string, unknown>) => ({ name, size, blockSize })),
+      [
+        { name: "boot", size: 64 * 1024 ** 2, blockSize: 4096 },
+        { name: "db", size: 10 * 1024 ** 3, blockSize: 512 },
+      ],
+    );
+    assert.match(await server.ashlar("volume", "ls"), /^NAME +SIZE .*\nboot +64 MiB .* online\ndb +10 GiB .* online/);
+    assert.equal((await server.json("volume", "resize", "db", "--size", "+1G")).size, 11 * 1024 ** 3);
+    assert.equal((await server.json("volume", "resize", "db", "--size", "12G")).size, 12 * 1024 ** 3);
+    await server.ashlar("volume", "rename", "db", "data");
+    assert.equal((await server.json("volume", "show", "data")).uuid, made.uuid);
+    assert.match(await server.ashlar("volume", "show", "data"), /uri +nbd\+unix:/);
+    await server.ashlar("volume", "rm", "data");
+    assert.equal((await server.ashlarAny(["volume", "show", "data"])).status, 3);
+    assert.equal((await server.json("volume", "ls")).length, 1);
+  });
+
+  test("snapshots, clones and rollbacks keep what they promise", async (t) => {
+    const server = await Server.start(t);
+    const folder = tempFolder(t);
+    const images = ["one", "two"].map((name) => {
+      const path = join(folder, name);
+      writeFileSync(path, randomBytes(256 * 1024));
+      return path;
+    });
+    const content = async (name: string) => {
+      const path = join(folder, `out-${name.replace("@", "-")}`);
+      await server.ashlar("volume", "export", name, path, "--overwrite");
+      return readFileSync(path);
+    };
+    const [one, two] = images.map((path) => readFileSync(path));
+    await server.ashlar("volume", "import", "db", images[0]!);
+    assert.equal((await server.json("snapshot", "create", "db@monday")).volume, "db");
+    await server.ashlar("volume", "import", "db", images[1]!, "--overwrite");
+    await server.ashlar("clone", "db@monday", "copy");
+    assert.deepEqual(await content("db"), two);
+    assert.deepEqual(await content("db@monday"), one);
+    assert.deepEqual(await content("copy"), one);
+    const [snapshot] = await server.json("snapshot", "ls", "db");
+    assert.deepEqual(snapshot.clones, ["copy"]);
+    assert.match(await server.ashlar("snapshot", "ls"), /db@monday/);
+    const refused = await server.ashlarAny(["volume", "rm", "db"]);
+    assert.equal(refused.status, 5, refused.stderr);
+    assert.match(refused.stderr, /db@monday/);
+    await server.ashlar("rollback", "db@monday");
+    assert.deepEqual(await content("db"), one);
+    await server.ashlar("snapshot", "rm", "db@monday");
+    assert.deepEqual(await content("copy"), one);
+    await server.ashlar("volume", "rm", "db");
+    assert.deepEqual(await content("copy"), one);
+  });
+
+  test("space is told per volume and snapshot", async (t) => {
+    const server = await Server.start(t);
+    const path = join(tempFolder(t), "image");
+    writeFileSync(path, randomBytes(1024 * 1024));
+    await server.ashlar("volume", "import", "db", path);
+    await server.ashlar("snapshot", "create", "db@a");
+    await server.ashlar("clone", "db@a", "copy");
+    const space = async (name: string) => (await server.json("volume", "show", name)).space;
+    const before = await space("copy");
+    assert.equal(before.provisioned, 1024 * 1024);
+    assert.equal(before.mapped, 1024 * 1024);
+    assert.equal(before.exclusive, 0);
+    assert.equal(before.shared, 1024 * 1024);
+  });
+
+  test("an import makes the volume, is sparse, and does not overwrite unasked", async (t) => {
+    const server = await Server.start(t);
+    const folder = tempFolder(t);
+    const image = join(folder, "image");
+    const data = randomBytes(64 * 1024);
+    await run("truncate", ["-s", "100M", image]);
+    const holed = readFileSync(image);
+    data.copy(holed, 50 * 1024 * 1024);
+    writeFileSync(image, holed);
+    await run("fallocate", ["--dig-holes", image]);
+    await server.ashlar("volume", "import", "img", image);
+    const { size, space } = await server.json("volume", "show", "img");
+    assert.equal(size, 100 * 1024 * 1024);
+    assert.equal(space.mapped, 64 * 1024);
+    const again = await server.ashlarAny(["volume", "import", "img", image]);
+    assert.equal(again.status, 4);
+    assert.match(again.stderr, /--overwrite/);
+    const out = join(folder, "out");
+    await server.ashlar("volume", "export", "img", out, "--verify");
+    await run("cmp", [image, out]);
+    assert.ok(statSync(out).blocks * 512 < 1024 * 1024, "the export is sparse");
+    assert.equal((await server.ashlarAny(["volume", "export", "img", out])).status, 4);
+    const piped = await runAny("sh", ["-c", `${ASHLAR} --data ${server.data} volume export img - | cmp - ${image}`]);
+    assert.equal(piped.status, 0, piped.stderr);
+  });
+
+  test("what is wrong is refused with a word, a sentence, a hint and an exit status", async (t) => {
+    const server = await Server.start(t);
+    await server.ashlar("volume", "create", "db", "--size", "1G");
+    const refusals: [status: number, code: string, args: string[]][] = [
+      [3, "not-found", ["volume", "show", "nothing"]],
+      [3, "not-found", ["snapshot", "create", "nothing@a"]],
+      [3, "not-found", ["snapshot", "ls", "nothing"]],
+      [3, "not-found", ["clone", "db@nothing", "x"]],
+      [3, "not-found", ["rollback", "db@nothing"]],
+      [4, "exists", ["volume", "create", "db", "--size", "1G"]],
+      [2, "bad-request", ["volume", "create", "a/b", "--size", "1G"]],
+      [2, "bad-request", ["volume", "create", "x", "--size", "tiny"]],
+      [2, "bad-request", ["volume", "create", "x", "--size", "1000"]],
+      [2, "bad-request", ["volume", "create", "x", "--size", "1G", "--block-size", "1024"]],
+      [2, "bad-request", ["volume", "resize", "db", "--size", "1M"]],
+      [2, "bad-request", ["snapshot", "create", "db"]],
+      [2, "bad-request", ["snapshot", "create", "db@a@b"]],
+    ];
+    for (const [status, code, args] of refusals) {
+      const plain = await server.ashlarAny(args);
+      assert.equal(plain.status, status, `${args.join(" ")}: ${plain.stderr}`);
+      assert.match(plain.stderr, new RegExp(`^ashlar: .*\\(${code}\\)`), args.join(" "));
+      const { error } = JSON.parse((await server.ashlarAny([...args, "--json"])).stdout);
+      assert.equal(error.code, code);
+    }
+    assert.equal((await server.json("volume", "ls")).length, 1);
+  });
+
+  test("status, doctor, top, scrub, metrics, settings and connections answer", async (t) => {
+    const server = await Server.start(t);
+    await server.ashlar("volume", "create", "db", "--size", "64M");
+    const status = await server.json("status");
+    assert.equal(status.state, "ready");
+    assert.equal(status.pid, server.pid);
+    assert.equal(status.data, server.data);
+    assert.equal(status.volumes, 1);
+    assert.match(await server.ashlar("status"), /ready since/);
+    const { checks } = await server.json("doctor");
+    assert.ok(checks.some(({ name }: { name: string }) => name === "env"));
+    assert.match(await server.ashlar("doctor"), /ok +data/);
+    assert.deepEqual((await server.json("top", "--interval", "0.1", "--count", "1")).volumes, []);
+    const job = await server.json("scrub", "db");
+    assert.deepEqual([job.state, job.damage], ["done", []]);
+    assert.match(await server.ashlar("scrub"), /no damage found/);
+    assert.equal((await server.ashlarAny(["scrub", "nothing"])).status, 3);
+    assert.match(await server.ashlar("metrics"), /^ashlar_up 1$/m);
+    assert.equal((await server.json("settings")).drainSeconds, 30);
+    assert.deepEqual(await server.json("connections"), []);
+  });
+
+  test("without a server every command says how to start one, and doctor looks at the machine", async (t) => {
+    const data = join(tempFolder(t), "none");
+    for (const args of [["status"], ["volume", "ls"], ["status", "--wait", "0.1"]]) {
+      const { status, stderr } = await runAny(process.execPath, [ASHLAR, "--data", data, ...args]);
+      assert.equal(status, 11, stderr);
+      assert.match(stderr, /ashlar serve --data/);
+    }
+    const { stdout } = await runAny(process.execPath, [ASHLAR, "--data", data, "doctor", "--json"]);
+    assert.ok(JSON.parse(stdout).checks.some(({ name }: { name: string }) => name === "node"));
+  });
+
+  test("a command that is not there is refused with what there is", async () => {
+    const { status, stderr } = await runAny(process.execPath, [ASHLAR, "volum", "ls"]);
+    assert.equal(status, 2);
+    assert.match(stderr, /Did you mean volume/);
+    assert.equal((await runAny(process.execPath, [ASHLAR, "--help"])).status, 0);
+    assert.match((await runAny(process.execPath, [ASHLAR, "--version"])).stdout, /^\d+\.\d+\.\d+/);
+  });
+});

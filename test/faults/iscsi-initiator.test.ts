@@ -1,0 +1,302 @@
+/** iSCSI initiators that lie, stumble, vanish or come in crowds: each hurts nobody but itself, and leaves nothing behind. */
+import assert from "node:assert/strict";
+import { after, before, describe, it } from "node:test";
+import { MIB } from "#base/units";
+import { header, RawInitiator, read10, TUR, text, write10 } from "#test/support/iscsi-client";
+import { INITIATORS, startRig, TARGET } from "#test/support/iscsi-rig";
+
+type Rig = Awaited<ReturnType<typeof startRig>>;
+const NAME = INITIATORS[0]!;
+const GOOD = { initiator: NAME, target: TARGET };
+const CHAP = { user: "host", secret: "a secret of 16 b" };
+const MUTUAL = { user: "target", secret: "another, for us." };
+
+describe("iSCSI initiators that misbehave", () => {
+  let rig: Rig;
+  before(async () => {
+    rig = await startRig({ volumes: [{ name: "disk", size: 16 * MIB, blockSize: 512 }], memory: 64 * MIB });
+  });
+  after(async () => {
+    await rig.stop();
+    assert.equal(rig.env.memory.used, 0, "all memory is given back");
+    rig.env.close();
+  });
+
+  let isid = 100;
+  const open = async (keys: Record<string, string> = {}): Promise<RawInitiator> => {
+    const initiator = await RawInitiator.connect(rig.port);
+    assert.equal(await initiator.login({ ...GOOD, isid: isid++, keys }), 0);
+    await initiator.settle();
+    return initiator;
+  };
+  /** A well-behaved initiator is served as if nothing were. */
+  const serves = async (): Promise<void> => {
+    const good = await open();
+    assert.equal((await good.run(read10(0, 1), { read: 512 })).data.length, 512);
+    good.close();
+    await good.closed();
+  };
+
+  it("a write comes back, by immediate data, by R2T, and with digests", async () => {
+    const good = await open({ HeaderDigest: "CRC32C", DataDigest: "CRC32C", MaxBurstLength: "8192" });
+    const data = Buffer.from(Array.from({ length: 32768 }, (_, at) => (at * 7) & 0xff));
+    assert.equal((await good.run(write10(8, 64), { write: data, immediate: 1024 })).status, 0);
+    assert.deepEqual((await good.run(read10(8, 64), { read: 32768 })).data, data);
+    assert.equal((await good.run(write10(72, 64), { write: data })).status, 0);
+    assert.deepEqual((await good.run(read10(72, 64), { read: 32768 })).data, data);
+    good.close();
+  });
+
+  it("a wrong header digest ends the connection, a wrong data digest too where nothing can be recovered", async () => {
+    for (const damage of ["header", "data"] as const) {
+      const bad = await open({ HeaderDigest: "CRC32C", DataDigest: "CRC32C" });
+      bad.send(bad.command(write10(0, 1), 512, "write"), Buffer.alloc(512), damage);
+      await bad.closed();
+    }
+    await serves();
+  });
+
+  it("with recovery, a damaged Data-Out is asked for again, and the write is whole", async () => {
+    const bad = await open({ DataDigest: "CRC32C", ErrorRecoveryLevel: "1", InitialR2T: "Yes" });
+    const data = Buffer.alloc(8192, 0x3c);
+    const head = bad.command(write10(200, 16), 8192, "write");
+    bad.send(head);
+    const r2t = await bad.read();
+    assert.equal(r2t.opcode, 0x31);
+    const words = { 16: r2t.tag, 20: r2t.head.getUint32(20), 28: bad.expStatSn, 36: 0, 40: 0 };
+    bad.send(header(0x05, 0x80, words), data, "data");
+    let again = await bad.read();
+    if (again.opcode === 0x3f) again = await bad.read();
+    assert.equal(again.opcode, 0x31);
+    bad.answerR2t(again, data);
+    const response = await bad.read();
+    assert.equal(response.opcode, 0x21);
+    assert.equal(response.head.getUint8(3), 0);
+    assert.deepEqual((await bad.run(read10(200, 16), { read: 8192 })).data, data);
+    bad.close();
+  });
+
+  it("a status and data that were missed are sent again on request, with the same numbers", async () => {
+    const bad = await open({ ErrorRecoveryLevel: "1", MaxRecvDataSegmentLength: "512" });
+    const missed = await bad.run(read10(0, 4), { read: 2048 });
+    assert.equal(missed.data.length, 2048);
+    // The initiator acts as if it had not seen the status: StatSN one back.
+    const statSn = (bad.expStatSn - 1) >>> 0;
+    bad.expStatSn = statSn;
+    bad.send(header(0x10, 0x81, { 16: 0xffffffff, 20: 0xffffffff, 28: statSn, 40: statSn, 44: 1 }));
+    const again = await bad.read();
+    assert.equal(again.head.getUint32(24), statSn);
+    bad.expStatSn = statSn;
+    const tag = bad.nextTag - 1;
+    bad.send(header(0x10, 0x80, { 16: tag, 20: 0xffffffff, 28: statSn, 40: 1, 44: 2 }));
+    const first = await bad.read();
+    assert.equal(first.opcode, 0x25);
+    assert.equal(first.head.getUint32(36), 1);
+    assert.equal(first.head.getUint32(40), 512);
+    assert.equal((await bad.read()).head.getUint32(36), 2);
+    bad.close();
+  });
+
+  it("a task whose connection died is finished on another one", async () => {
+    const first = await open({ ErrorRecoveryLevel: "2", MaxConnections: "2", InitialR2T: "Yes" });
+    const head = first.command(write10(300, 16), 8192, "write");
+    const tag = head.readUInt32BE(16);
+    first.send(head);
+    assert.equal((await first.read()).opcode, 0x31);
+    first.close();
+    await first.closed();
+    const second = await RawInitiator.connect(rig.port);
+    const options = { ...GOOD, isid: isid - 1, tsih: first.tsih, cid: 2, cmdSn: first.cmdSn };
+    assert.equal(await second.login(options), 0);
+    second.send(header(0x42, 0x88, { 16: 0x900, 20: tag, 24: first.cmdSn, 28: second.expStatSn }));
+    const data = Buffer.alloc(8192, 0x77);
+    let isWritten = false;
+    for (let seen = 0; seen < 2; ) {
+      const pdu = await second.read();
+      if (pdu.opcode === 0x22) {
+        assert.equal(pdu.head.getUint8(2), 0);
+        seen++;
+      } else if (pdu.opcode === 0x31) second.answerR2t(pdu, data);
+      else if (pdu.opcode === 0x21) {
+        assert.equal(pdu.head.getUint8(3), 0);
+        isWritten = true;
+        seen++;
+      }
+    }
+    assert.ok(isWritten);
+    second.cmdSn = first.cmdSn;
+    second.nextTag = 50;
+    assert.deepEqual((await second.run(read10(300, 16), { read: 8192 })).data, data);
+    second.close();
+  });
+
+  it("commands of two connections are done in the order of their numbers", async () => {
+    const first = await open({ MaxConnections: "2" });
+    const second = await RawInitiator.connect(rig.port);
+    assert.equal(await second.login({ ...GOOD, isid: isid - 1, tsih: first.tsih, cid: 2, cmdSn: first.cmdSn }), 0);
+    // The later number comes first, on the second connection: it waits.
+    second.cmdSn = first.cmdSn + 1;
+    second.nextTag = 900;
+    second.send(second.command(TUR, 0, "none"));
+    assert.equal(await second.tryRead(200), undefined);
+    assert.equal((await first.run(TUR)).status, 0);
+    assert.equal((await second.read()).opcode, 0x21);
+    first.close();
+    second.close();
+  });
+
+  it("every byte of a command's header may be anything", async () => {
+    for (let at = 0; at < 48; at++) {
+      for (const value of [0x00, 0x7f, 0xff]) {
+        const bad = await open();
+        const head = bad.command(write10(0, 1), 512, "write");
+        head[at] = value;
+        bad.socket.write(Buffer.concat([head, Buffer.alloc(512)]));
+        await bad.tryRead(5);
+        bad.close();
+      }
+    }
+    await serves();
+  });
+
+  it("a connection may be cut after every byte of a login and a write", async () => {
+    const login = header(0x43, 0x87, { 16: 1, 20: 1 << 16, 24: 1 });
+    const keys = text({ InitiatorName: NAME, TargetName: TARGET, ImmediateData: "Yes" });
+    login.writeUInt32BE(keys.length, 4);
+    const padding = Buffer.alloc(-keys.length & 3);
+    const write = header(0x01, 0xa1, { 16: 2, 20: 512, 24: 1, 28: 1 });
+    write.writeUInt32BE(512, 4);
+    write.set(write10(0, 1), 32);
+    const whole = Buffer.concat([login, keys, padding, write, Buffer.alloc(512)]);
+    for (let length = 0; length < whole.length; length += length < 420 ? 3 : 40) {
+      const bad = await RawInitiator.connect(rig.port);
+      bad.socket.end(whole.subarray(0, length));
+      bad.socket.resume();
+      await bad.closed();
+    }
+    await serves();
+  });
+
+  it("Data-Out for tasks that never were is skipped", async () => {
+    const bad = await open();
+    for (const tag of [0, 77, 0xffffffff])
+      bad.send(header(0x05, 0x80, { 16: tag, 20: 5, 36: 9, 40: 4096 }), Buffer.alloc(4096));
+    assert.equal((await bad.run(TUR)).status, 0);
+    bad.close();
+  });
+
+  it("nonsense in text keys is refused, and what is unknown is said to be", async () => {
+    const nonsense = [
+      "=",
+      "\x01=2",
+      "no value",
+      `${"K".repeat(80)}=1`,
+      "lower=1",
+      "A=1\0A=2",
+      `Big=${"x".repeat(9000)}`,
+    ];
+    for (const bytes of nonsense) {
+      const bad = await RawInitiator.connect(rig.port);
+      const head = header(0x43, 0x87, { 16: 1, 20: 1 << 16, 24: 1 });
+      bad.send(head, Buffer.from(`InitiatorName=${NAME}\0TargetName=${TARGET}\0${bytes}\0`, "latin1"));
+      assert.equal((await bad.read()).head.getUint16(36), 0x0200, JSON.stringify(bytes.slice(0, 20)));
+      await bad.closed();
+    }
+    const odd = await open({ "X-org.example.thing": "1", MaxBurstLength: "12", OFMarker: "Yes", Unheard: "Of" });
+    assert.equal(odd.answers.get("X-org.example.thing"), "NotUnderstood");
+    assert.equal(odd.answers.get("Unheard"), "NotUnderstood");
+    assert.equal(odd.answers.get("MaxBurstLength"), "Reject");
+    assert.equal(odd.answers.get("OFMarker"), "No");
+    odd.close();
+  });
+
+  it("strangers and wrong targets are told why", async () => {
+    const status = async (options: Parameters<RawInitiator["login"]>[0]): Promise<number> => {
+      const one = await RawInitiator.connect(rig.port);
+      const answer = await one.login(options);
+      one.close();
+      return answer;
+    };
+    assert.equal(await status({ ...GOOD, initiator: "iqn.2024-01.test:stranger" }), 0x0202);
+    assert.equal(await status({ ...GOOD, target: "iqn.2024-01.test:elsewhere" }), 0x0203);
+    assert.equal(await status({ ...GOOD, initiator: "me" }), 0x0200);
+    assert.equal(await status({ ...GOOD, tsih: 999 }), 0x020a);
+    assert.match(rig.front.refusals.map(({ why }) => why).join("\n"), /no host has the initiator name/);
+  });
+
+  it("a crowd that dawdles in the login keeps nobody out", { timeout: 60_000 }, async () => {
+    const crowd = await Promise.all(Array.from({ length: 400 }, () => RawInitiator.connect(rig.port)));
+    await serves();
+    for (const one of crowd) one.close();
+    await serves();
+  });
+
+  it("a second login of the same initiator port ends the first session, and only then begins", async () => {
+    const first = await open();
+    const second = await RawInitiator.connect(rig.port);
+    assert.equal(await second.login({ ...GOOD, isid: isid - 1 }), 0);
+    await first.closed();
+    const lost = await second.run(TUR);
+    assert.equal(lost.status, 2);
+    assert.equal(lost.sense.readUInt16BE(12), 0x2907);
+    second.close();
+  });
+
+  it("a flood of pings is answered in order, without the target's memory growing", async () => {
+    const bad = await open();
+    const count = 2000;
+    for (let n = 0; n < count; n++)
+      bad.send(header(0x40, 0x80, { 16: n, 20: 0xffffffff, 24: bad.cmdSn, 28: bad.expStatSn }), Buffer.alloc(1024, n));
+    for (let n = 0; n < count; n++) assert.equal((await bad.read()).tag, n);
+    bad.close();
+  });
+});
+
+describe("CHAP", () => {
+  let rig: Rig;
+  before(async () => {
+    rig = await startRig({ volumes: [{ name: "disk", size: MIB }], chap: CHAP, mutualChap: MUTUAL, memory: 16 * MIB });
+  });
+  after(async () => {
+    await rig.stop();
+    rig.env.close();
+  });
+
+  for (const algorithm of [5, 6, 7, 8])
+    it(`proves both sides with algorithm ${algorithm}`, async () => {
+      const good = await RawInitiator.connect(rig.port);
+      assert.equal(await good.login({ ...GOOD, chap: { ...CHAP, algorithm }, mutual: MUTUAL }), 0);
+      await good.settle();
+      good.close();
+    });
+
+  it("refuses a wrong secret, a wrong name, and whoever leaves it out", async () => {
+    const tries = [{ chap: { ...CHAP, secret: "a secret of 16 x" } }, { chap: { ...CHAP, user: "other" } }, {}];
+    for (const attempt of tries) {
+      const bad = await RawInitiator.connect(rig.port);
+      assert.equal(await bad.login({ ...GOOD, ...attempt }), 0x0201);
+      await bad.closed();
+    }
+    const skipping = await RawInitiator.connect(rig.port);
+    const answer = await skipping.loginStep(GOOD, 0x87, { InitiatorName: NAME, TargetName: TARGET });
+    assert.equal(answer.head.getUint16(36), 0x0201);
+    await skipping.closed();
+  });
+
+  it("refuses its own challenge when it comes back", async () => {
+    const bad = await RawInitiator.connect(rig.port);
+    await bad.loginStep(GOOD, 0x81, { InitiatorName: NAME, TargetName: TARGET, AuthMethod: "CHAP" });
+    await bad.loginStep(GOOD, 0x00, { CHAP_A: "5" });
+    const { createHash } = await import("node:crypto");
+    const challenge = bad.answers.get("CHAP_C")!;
+    const id = Number(bad.answers.get("CHAP_I"));
+    const response = createHash("md5")
+      .update(Buffer.from([id]))
+      .update(CHAP.secret)
+      .update(Buffer.from(challenge.slice(2), "hex"))
+      .digest("hex");
+    const keys = { CHAP_N: CHAP.user, CHAP_R: `0x${response}`, CHAP_I: "9", CHAP_C: challenge };
+    assert.equal((await bad.loginStep(GOOD, 0x81, keys)).head.getUint16(36), 0x0201);
+    await bad.closed();
+  });
+});

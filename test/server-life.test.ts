@@ -1,0 +1,271 @@
+/** Good days and bad days of a server process: start, second start, kill -9, drain, a lane that dies, a bad directory. */
+import assert from "node:assert/strict";
+import { randomBytes } from "node:crypto";
+import { chmodSync, existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { connect, createServer } from "node:net";
+import { join } from "node:path";
+import { suite, test } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
+import { Program, run, runAny } from "./support/program.ts";
+import { ASHLAR, Server } from "./support/server.ts";
+import { smallFileSystem, tempFolder } from "./support/temp.ts";
+
+const serve = (data: string, ...args: string[]) =>
+  runAny(process.execPath, [ASHLAR, "serve", "--data", data, "--nbd", "off", ...args], { limitMs: 60_000 });
+
+suite("a data directory", () => {
+  test("is made whole, and for its owner only", async (t) => {
+    const server = await Server.start(t);
+    assert.equal(statSync(server.data).mode & 0o777, 0o700);
+    for (const name of ["ashlar.sock", "nbd.sock"])
+      assert.equal(statSync(join(server.data, name)).mode & 0o077, 0, `${name} is for its owner`);
+    const { format, product } = JSON.parse(readFileSync(join(server.data, "ashlar.json"), "utf8"));
+    assert.deepEqual([format, product], [1, "ashlar"]);
+  });
+
+  test("is held by one server: a second one is refused with the pid of the first", async (t) => {
+    const server = await Server.start(t);
+    const { status, stderr } = await serve(server.data);
+    assert.equal(status, 10, stderr);
+    assert.match(stderr, new RegExp(`pid ${server.pid}\\b`));
+    assert.equal((await server.json("status")).state, "ready");
+  });
+
+  test("is free again after kill -9, with everything that was answered", async (t) => {
+    const server = await Server.start(t);
+    await server.ashlar("volume", "create", "db", "--size", "64M");
+    await server.ashlar("snapshot", "create", "db@a");
+    await server.kill();
+    assert.ok(existsSync(join(server.data, "ashlar.sock")), "the socket of the dead server is still there");
+    await server.restart();
+    assert.deepEqual(
+      (await server.json("volume", "ls")).map(({ name }: { name: string }) => name),
+      ["db"],
+    );
+    assert.equal((await server.json("snapshot", "ls")).length, 1);
+  });
+
+  test("whose lock names a process of somebody else is free", async (t) => {
+    const server = await Server.start(t);
+    await server.stop();
+    writeFileSync(join(server.data, "lock"), `${process.pid}\n`);
+    await server.restart();
+    await server.stop();
+  });
+
+  test("of a newer format is left alone", async (t) => {
+    const data = tempFolder(t);
+    const marker = JSON.stringify({ product: "ashlar", format: 99, uuid: "0".repeat(32), created: "" });
+    writeFileSync(join(data, "ashlar.json"), marker);
+    const { status, stderr } = await serve(data);
+    assert.equal(status, 9, stderr);
+    assert.match(stderr, /format 99/);
+    assert.equal(readFileSync(join(data, "ashlar.json"), "utf8"), marker);
+  });
+
+  test("that is somebody else's, damaged, a file, or without permission is refused in words", async (t) => {
+    const folder = tempFolder(t);
+    const make = (name: string, fill: (path: string) => void): string => {
+      const path = join(folder, name);
+      mkdirSync(path);
+      fill(path);
+      return path;
+    };
+    const foreign = make("foreign", (path) => writeFileSync(join(path, "thesis.tex"), "mine"));
+    const damaged = make("damaged", (path) => writeFileSync(join(path, "ashlar.json"), "{"));
+    const other = make("other", (path) => writeFileSync(join(path, "ashlar.json"), '{"name":"x"}'));
+    writeFileSync(join(folder, "file"), "");
+    const cases: [string, number, RegExp][] = [
+      [foreign, 6, /not a data directory of Ashlar.*thesis\.tex/],
+      [damaged, 8, /is damaged/],
+      [other, 6, /not of Ashlar/],
+      [join(folder, "file"), 2, /is not a directory/],
+      ["/proc/nothing/here", 3, /cannot be made/],
+    ];
+    for (const [path, exit, words] of cases) {
+      const { status, stderr } = await serve(path);
+      assert.match(stderr, words);
+      assert.equal(status, exit, stderr);
+    }
+    assert.equal(readFileSync(join(foreign, "thesis.tex"), "utf8"), "mine");
+    assert.deepEqual((await run("ls", ["-A", foreign])).trim(), "thesis.tex");
+  });
+
+  test("on a read-only file system is refused in words", async (t) => {
+    const mount = await smallFileSystem(t, 32 * 1024 * 1024);
+    const data = join(mount, "data");
+    mkdirSync(data);
+    await run("mount", ["-o", "remount,ro", mount]);
+    const { status, stderr } = await serve(data);
+    assert.match(stderr, /read-only file system/);
+    assert.equal(status, 12, stderr);
+  });
+
+  test("with a long path works as any other", async (t) => {
+    const data = join(tempFolder(t), "d".repeat(60), "e".repeat(60));
+    mkdirSync(data, { recursive: true });
+    const server = await Server.start(t, { data });
+    await server.ashlar("volume", "create", "db", "--size", "16M");
+    const image = join(tempFolder(t), "image");
+    writeFileSync(image, randomBytes(4096));
+    await server.ashlar("volume", "import", "img", image);
+  });
+
+  test("with a damaged set serves the others, and says which one is out of order", async (t) => {
+    const server = await Server.start(t);
+    await server.ashlar("volume", "create", "good", "--size", "16M");
+    const { set } = await server.json("volume", "create", "bad", "--size", "16M");
+    await server.stop();
+    const path = join(server.data, "sets", set);
+    for (const name of (await run("ls", [path])).split("\n").filter((one) => one.startsWith("checkpoint")))
+      writeFileSync(join(path, name), "nonsense");
+    await server.restart();
+    const { problems, state } = await server.json("status");
+    assert.equal(state, "ready");
+    assert.equal(problems.length, 1);
+    assert.match(problems[0].message, new RegExp(set));
+    assert.equal((await server.json("volume", "show", "good")).state, "online");
+    assert.equal((await server.ashlarAny(["doctor"])).status, 1);
+  });
+});
+
+suite("a server process", () => {
+  test("drains on SIGTERM: what a client has sent is answered, and nothing is replayed at the next start", async (t) => {
+    const server = await Server.start(t);
+    await server.ashlar("volume", "create", "db", "--size", "256M");
+    const image = join(tempFolder(t), "image");
+    writeFileSync(image, randomBytes(8 * 1024 * 1024));
+    await run("nbdcopy", [image, server.uri("db")]);
+    await server.stop();
+    assert.match(server.log, /Draining/);
+    assert.equal(readFileSync(join(server.data, "lock"), "utf8"), "");
+    await server.restart();
+    await run("sh", ["-c", `nbdcopy '${server.uri("db")}' - | cmp -n 8388608 - ${image}`]);
+  });
+
+  test("ends at once on a second signal", async (t) => {
+    const server = await Server.start(t, { tcp: true });
+    await server.ashlar("volume", "create", "db", "--size", "16M");
+    // A client that has opened a connection and says nothing keeps a drain waiting at most until its limit.
+    const idle = connect({ host: "127.0.0.1", port: server.nbd as number });
+    idle.on("error", () => {});
+    t.after(() => void idle.destroy());
+    process.kill(server.pid, "SIGTERM");
+    await sleep(700);
+    if (server.isRunning) process.kill(server.pid, "SIGTERM");
+    for (let i = 0; i < 200 && server.isRunning; i++) await sleep(20);
+    assert.ok(!server.isRunning);
+  });
+
+  test("replaces a lane that dies: its volumes come back, and its hosts connect again", async (t) => {
+    const server = await Server.start(t, { args: ["--lanes", process.env["ASHLAR_ENV"] === "node" ? "1" : "2"] });
+    const image = join(tempFolder(t), "image");
+    writeFileSync(image, randomBytes(4 * 1024 * 1024));
+    for (const name of ["a", "b"]) await server.ashlar("volume", "import", name, image);
+    const { lanes } = await server.json("status");
+    for (const { index } of lanes) {
+      await server.ashlar("lane", "restart", String(index));
+      for (let i = 0; ; i++) {
+        const status = await server.json("status");
+        const back = status.lanes[index].restarts === 1 && status.problems.length === 0;
+        if (back && status.lanes[index].state === "running") break;
+        assert.ok(i < 100, JSON.stringify(status.problems));
+        await sleep(50);
+      }
+    }
+    assert.match(server.log, /A lane died/);
+    for (const name of ["a", "b"]) {
+      assert.equal((await server.json("volume", "show", name)).state, "online");
+      await run("sh", ["-c", `nbdcopy '${server.uri(name)}' - | cmp - ${image}`]);
+    }
+    assert.equal((await server.ashlarAny(["lane", "restart", "99"])).status, 3);
+  });
+
+  test("refuses addresses beyond this machine without proof of who a host is", async (t) => {
+    const data = join(tempFolder(t), "data");
+    const at = (address: string, ...more: string[]) =>
+      runAny(process.execPath, [ASHLAR, "serve", "--data", data, "--nbd", address, ...more]);
+    const { status, stderr } = await at("0.0.0.0:0");
+    assert.equal(status, 6, stderr);
+    assert.match(stderr, /anyone who can reach it/);
+    assert.match(stderr, /--trust-the-network/);
+    assert.equal((await at("127.0.0.1:port")).status, 2);
+    assert.equal((await at("127.0.0.1:99999")).status, 2);
+    assert.equal((await at("off", "--http", "0.0.0.0:0")).status, 6);
+    assert.equal((await at("127.0.0.1:0", "--tls-require")).status, 2);
+    assert.ok(!existsSync(data), "nothing was made");
+    const open = new Program(process.execPath, [
+      ASHLAR,
+      "serve",
+      "--data",
+      data,
+      "--nbd",
+      "0.0.0.0:0",
+      "--trust-the-network",
+    ]);
+    t.after(async () => void (await open.stop("SIGKILL")));
+    await open.until("ready", () => open.output.includes("Ready"));
+  });
+
+  test("says which address is taken", async (t) => {
+    const holder = createServer();
+    await new Promise<void>((resolve) => holder.listen(0, "127.0.0.1", resolve));
+    t.after(() => void holder.close());
+    const { port } = holder.address() as { port: number };
+    const { status, stderr } = await runAny(process.execPath, [
+      ASHLAR,
+      "serve",
+      "--data",
+      join(tempFolder(t), "data"),
+      "--nbd",
+      `127.0.0.1:${port}`,
+    ]);
+    assert.equal(status, 5, stderr);
+    assert.match(stderr, new RegExp(`127\\.0\\.0\\.1:${port}`));
+  });
+
+  test("reads ashlar.toml strictly, and flags go before it", async (t) => {
+    const folder = tempFolder(t);
+    const file = join(folder, "ashlar.toml");
+    writeFileSync(file, `nbd = "unix:${join(folder, "file.sock")}"\nmemory = "64M"\nsoft-percent = 70\n`);
+    const server = await Server.start(t, { args: ["--config", file, "--memory", "48M"] });
+    const settings = await server.json("settings");
+    assert.equal(settings.memory, 48 * 1024 * 1024);
+    assert.equal(settings.softPercent, 70);
+    writeFileSync(file, 'memory = "64M"\nmemroy = "1G"\n');
+    const { status, stderr } = await serve(join(folder, "none"), "--config", file);
+    assert.equal(status, 2);
+    assert.match(stderr, /memroy/);
+  });
+
+  test("keeps secrets that others can read out", async (t) => {
+    const folder = tempFolder(t);
+    const psk = join(folder, "keys");
+    writeFileSync(psk, `host:${"ab".repeat(16)}\n`);
+    chmodSync(psk, 0o644);
+    const { status, stderr } = await serve(join(folder, "data"), "--tls-psk", psk);
+    assert.equal(status, 6, stderr);
+    assert.match(stderr, /chmod 600/);
+  });
+
+  test("stops writes when its capacity is used up, says so beforehand, and goes on when there is room", async (t) => {
+    const server = await Server.start(t, { args: ["--capacity", "200M"] });
+    const image = join(tempFolder(t), "image");
+    writeFileSync(image, randomBytes(48 * 1024 * 1024));
+    await server.ashlar("volume", "create", "db", "--size", "1G");
+    for (let part = 0; part < 4; part++)
+      await runAny("nbdcopy", [image, server.uri("db")]).then(() =>
+        server.ashlarAny(["snapshot", "create", `db@${part}`]),
+      );
+    let space = (await server.json("status")).space;
+    for (let i = 0; i < 100 && space.level === "ok"; i++) {
+      await sleep(100);
+      space = (await server.json("status")).space;
+    }
+    assert.notEqual(space.level, "ok", JSON.stringify(space));
+    const { problems } = await server.json("status");
+    assert.ok(problems.some(({ code }: { code: string }) => code === "space"));
+    assert.match(await server.ashlar("metrics"), /^ashlar_space_level [12]$/m);
+    rmSync(image);
+  });
+});
