@@ -1,0 +1,182 @@
+/** What it costs to grow: more volumes, more connections, more that is mapped. Each point against the best of its row. */
+import { GIB, KIB, MIB } from "#test/support/temp";
+import { call, timed } from "./admin.ts";
+import { residentBytes } from "./cpu.ts";
+import { everyOnce, generate, scattered } from "./load.ts";
+import type { Context } from "./main.ts";
+import { AshlarServer } from "./servers.ts";
+import { formatCount, median, quantile } from "./statistics.ts";
+import type { Table } from "./table.ts";
+
+const BLOCK = 4 * KIB;
+const ROUNDS = 3;
+/** One 4 KiB block in sixteen is written: more work for the map than a volume that is full. */
+const STRIDE = 16 * BLOCK;
+const HOT = 64 * MIB;
+
+export async function benchGrowth(context: Context): Promise<Table[]> {
+  const seconds = context.quick ? 1 : 2;
+  return [
+    await manyVolumes(context, context.quick ? [1, 10, 100] : [1, 10, 100, 1000], seconds),
+    await manyConnections(context, [1, 10, 100, 500], seconds),
+    await muchMapped(context, context.quick ? [1, 8] : [1, 8, 64, 200], seconds),
+  ];
+}
+
+interface Point {
+  readonly label: string;
+  readonly rates: number[];
+  readonly extra: string;
+}
+
+function tabulate(title: string, method: string, first: string, extra: string, points: readonly Point[]): Table {
+  const best = Math.max(...points.map((point) => median(point.rates)));
+  return {
+    title,
+    method,
+    columns: [first, "reads/s", "of the best", extra],
+    rows: points.map((point) => [
+      point.label,
+      formatCount(median(point.rates)),
+      `${Math.round((100 * median(point.rates)) / best)} %`,
+      point.extra,
+    ]),
+    data: points,
+  };
+}
+
+const names = (count: number) => Array.from({ length: count }, (_, index) => `v${index}`);
+
+/** Writes the first `HOT` bytes of each volume, or all of `bytes`. */
+async function fill(port: number, volumes: readonly string[], bytes: number): Promise<void> {
+  for (const volume of volumes) {
+    let at = 0;
+    const next = () => (at < bytes ? (at += BLOCK) - BLOCK : undefined);
+    await generate({ kind: "write", port, volumes: [volume], depth: 64, next });
+  }
+}
+
+async function manyVolumes(context: Context, counts: readonly number[], seconds: number): Promise<Table> {
+  const server = await AshlarServer.start(`${context.folder}/volumes`, { args: context.serveArgs });
+  const CONNECTIONS = 64;
+  const points: Point[] = [];
+  try {
+    let made = 0;
+    for (const count of counts) {
+      const fresh = names(count).slice(made);
+      for (const name of fresh) await call(server.data, "POST", "/v1/volumes", { name, size: GIB });
+      await fill(server.port, fresh, count <= 10 ? 8 * MIB : MIB);
+      made = count;
+      const rates: number[] = [];
+      for (let round = 0; round < ROUNDS; round++) {
+        // Spread over all volumes; with more of them than connections, over other ones in each round.
+        const volumes = Array.from({ length: CONNECTIONS }, (_, index) => `v${(index * 37 + round * 11) % count}`);
+        const next = scattered(MIB, BLOCK, round);
+        rates.push((await generate({ kind: "read", port: server.port, volumes, depth: 16, next, seconds })).rate);
+      }
+      const status: number[] = [];
+      for (let index = 0; index < 20; index++) status.push(await timed(() => call(server.data, "GET", "/v1/status")));
+      points.push({
+        label: String(count),
+        rates,
+        extra: `${formatCount(residentBytes(server.pid) / MIB)} MiB, status ${formatCount(median(status))} ms`,
+      });
+      context.tell(`${count} volumes: ${formatCount(median(rates))} reads/s`);
+    }
+  } finally {
+    await server.stop();
+  }
+  return tabulate(
+    "More volumes",
+    `4 KiB random reads of 1 MiB per volume, ${CONNECTIONS} connections with 16 requests each, spread over all volumes; medians of ${ROUNDS} turns.`,
+    "volumes",
+    "server",
+    points,
+  );
+}
+
+async function manyConnections(context: Context, counts: readonly number[], seconds: number): Promise<Table> {
+  const server = await AshlarServer.start(`${context.folder}/connections`, { args: context.serveArgs });
+  const points: Point[] = [];
+  try {
+    await call(server.data, "POST", "/v1/volumes", { name: "v0", size: GIB });
+    await fill(server.port, ["v0"], HOT);
+    for (const count of counts) {
+      const rates: number[] = [];
+      const answers: number[] = [];
+      for (let round = 0; round < ROUNDS; round++) {
+        const volumes = Array.from({ length: count }, () => "v0");
+        const load = generate({
+          kind: "read",
+          port: server.port,
+          volumes,
+          depth: 32,
+          next: scattered(HOT, BLOCK, round),
+          seconds,
+        });
+        // The control plane under full load: issue 3 asks for less than 20 ms at the 99th percentile.
+        const end = Date.now() + seconds * 900;
+        while (Date.now() < end) {
+          answers.push(await timed(() => call(server.data, "GET", "/v1/status")));
+          await new Promise((resolve) => setTimeout(resolve, 20));
+        }
+        rates.push((await load).rate);
+      }
+      points.push({
+        label: String(count),
+        rates,
+        extra: `${formatCount(residentBytes(server.pid) / MIB)} MiB, API p99 ${formatCount(quantile(answers, 0.99))} ms`,
+      });
+      context.tell(`${count} connections: ${formatCount(median(rates))} reads/s, ${points.at(-1)!.extra}`);
+    }
+  } finally {
+    await server.stop();
+  }
+  return tabulate(
+    "More connections",
+    `4 KiB random reads of ${HOT / MIB} MiB of one volume, 32 requests in flight on each connection; medians of ${ROUNDS} turns. Resident memory of the whole server; the API's answers are timed by the thread that makes the load, so its own delays are in them.`,
+    "connections",
+    "server",
+    points,
+  );
+}
+
+async function muchMapped(context: Context, sizes: readonly number[], seconds: number): Promise<Table> {
+  const server = await AshlarServer.start(`${context.folder}/mapped`, { args: context.serveArgs });
+  const points: Point[] = [];
+  try {
+    await call(server.data, "POST", "/v1/volumes", { name: "v0", size: 256 * GIB });
+    const volumes = Array.from({ length: 8 }, () => "v0");
+    let filled = 0;
+    for (const size of sizes) {
+      await generate({
+        kind: "write",
+        port: server.port,
+        volumes,
+        depth: 32,
+        next: everyOnce(filled * GIB, size * GIB, STRIDE),
+      });
+      filled = size;
+      const rates: number[] = [];
+      for (let round = 0; round < ROUNDS; round++) {
+        const next = scattered(size * GIB, STRIDE, round);
+        rates.push((await generate({ kind: "read", port: server.port, volumes, depth: 32, next, seconds })).rate);
+      }
+      points.push({
+        label: `${size} GiB`,
+        rates,
+        extra: `${formatCount((size * GIB) / STRIDE / 1e6)} M extents, ${formatCount(residentBytes(server.pid) / MIB)} MiB`,
+      });
+      context.tell(`${size} GiB mapped: ${formatCount(median(rates))} reads/s, ${points.at(-1)!.extra}`);
+    }
+  } finally {
+    await server.stop();
+  }
+  return tabulate(
+    "More that is mapped",
+    `One volume; in each 64 KiB of the range one 4 KiB block, written in random order, so that no two are neighbours in the log: an extent each. 4 KiB random reads of all of them, 8 connections with 32 requests each, everything in the page cache.`,
+    "range",
+    "map",
+    points,
+  );
+}

@@ -1,0 +1,219 @@
+/**
+ * The ceiling: an NBD server that stores nothing, on one of the real Envs. What it reaches is what sockets, the loop and
+ * the client allow; what a real volume costs is the difference.
+ *
+ *   node dist/bench/null-server.js --env uring|node [--port N | --socket PATH] [--size GIB]
+ */
+import { parseArgs } from "node:util";
+import { readU64 } from "#base/layout";
+import { Pieces } from "#base/memory";
+import { perform, promiseOf, type Task } from "#base/task";
+import { GIB, KIB, MIB } from "#base/units";
+import { chooseEnv, type EnvWish } from "#env/choose";
+import { type Ear, type Env, isNetError, type Line, type Listener, type NetError, Soon } from "#env/env";
+import { makeEnv } from "#env/make-env";
+
+const RECEIVE_BYTES = 256 * KIB;
+/** Requests in flight per connection; a reply of up to 4 KiB lies in one piece, as in the real server. */
+const SLOTS = 64;
+const SLOT_BYTES = 4608;
+const DATA_BYTES_MAX = 32 * MIB;
+/** NBD proto.md: lengths of a request, of a simple reply's header, of an option's. */
+const REQUEST_BYTES = 28;
+const REPLY_BYTES = 16;
+const OPTION_BYTES = 16;
+/** Has flags, flush, FUA; may be used by several connections. */
+const EXPORT_FLAGS = 0b1_0000_1101;
+
+/** One connection. Replies of a turn leave in one send. */
+class NullConnection implements Ear {
+  readonly #env: Env;
+  readonly #line: Line;
+  readonly #size: number;
+  readonly #in: number;
+  readonly #replies: number;
+  readonly #zeroes: number;
+  readonly #flush = new Soon(() => this.#sendReplies());
+  #stage: "flags" | "options" | "requests" = "flags";
+  #filled = 0;
+  /** Bytes of a write's payload still to be thrown away. */
+  #skip = 0;
+  /** The slots of replies that are being sent are one half, those of the next send the other. */
+  #half = 0;
+  #used = 0;
+  #building = new Pieces();
+  #leaving = new Pieces();
+  #sending = false;
+  #receiving = false;
+
+  constructor(env: Env, line: Line, size: number) {
+    this.#env = env;
+    this.#line = line;
+    this.#size = size;
+    line.ear = this;
+    this.#in = env.memory.allocate(RECEIVE_BYTES);
+    this.#replies = env.memory.allocate(2 * SLOTS * SLOT_BYTES);
+    this.#zeroes = env.memory.allocate(DATA_BYTES_MAX);
+    const greeting = this.#slot();
+    env.memory.view.setBigUint64(greeting, 0x4e42444d41474943n);
+    env.memory.view.setBigUint64(greeting + 8, 0x49484156454f5054n);
+    env.memory.view.setUint16(greeting + 16, 3);
+    this.#building.add(greeting, 18);
+    env.turn.soon(this.#flush);
+    this.#receive();
+  }
+
+  onReceived(count: number): void {
+    this.#receiving = false;
+    if (count === 0) {
+      this.#line.close();
+      return;
+    }
+    this.#filled += count;
+    this.#cut();
+    this.#receive();
+  }
+
+  onSent(): void {
+    this.#sending = false;
+    this.#sendReplies();
+    this.#cut();
+    this.#receive();
+  }
+
+  onClosed(): void {
+    for (const at of [this.#in, this.#replies, this.#zeroes]) this.#env.memory.free(at);
+  }
+
+  #receive(): void {
+    if (this.#receiving || this.#filled === RECEIVE_BYTES) return;
+    this.#receiving = true;
+    this.#line.receive(this.#in + this.#filled, RECEIVE_BYTES - this.#filled);
+  }
+
+  #cut(): void {
+    let at = this.#in;
+    const end = at + this.#filled;
+    for (let next = -1; next !== at; ) {
+      const part = Math.min(this.#skip, end - at);
+      at += part;
+      this.#skip -= part;
+      if (this.#skip > 0) break;
+      next = at;
+      at = this.#stage === "requests" ? this.#takeRequest(at, end) : this.#takeOption(at, end);
+    }
+    if (at === this.#in) return;
+    this.#env.memory.bytes.copyWithin(this.#in, at, end);
+    this.#filled = end - at;
+  }
+
+  #takeRequest(at: number, end: number): number {
+    if (end - at < REQUEST_BYTES || this.#used === SLOTS) return at;
+    const { view } = this.#env.memory;
+    const type = view.getUint16(at + 6);
+    const length = view.getUint32(at + 24);
+    if (readU64(view, at + 16) + length > this.#size || type === 2) {
+      this.#line.close();
+      return at;
+    }
+    const reply = this.#slot();
+    view.setUint32(reply, 0x67446698);
+    view.setUint32(reply + 4, 0);
+    view.setUint32(reply + 8, view.getUint32(at + 8));
+    view.setUint32(reply + 12, view.getUint32(at + 12));
+    if (type === 0 && length <= SLOT_BYTES - REPLY_BYTES) {
+      this.#building.add(reply, REPLY_BYTES + length);
+    } else {
+      this.#building.add(reply, REPLY_BYTES);
+      if (type === 0) this.#building.add(this.#zeroes, length);
+      if (type === 1) this.#skip = length;
+    }
+    this.#env.turn.soon(this.#flush);
+    return at + REQUEST_BYTES;
+  }
+
+  #takeOption(at: number, end: number): number {
+    const { view } = this.#env.memory;
+    if (this.#stage === "flags") {
+      if (end - at < 4) return at;
+      this.#stage = "options";
+      return at + 4;
+    }
+    if (end - at < OPTION_BYTES) return at;
+    const option = view.getUint32(at + 8);
+    const length = view.getUint32(at + 12);
+    if (end - at < OPTION_BYTES + length) return at;
+    if (option === 1) this.#replyExportName();
+    else if (option === 6 || option === 7) this.#replyInfo(option);
+    else this.#replyOption(this.#slot(), option, 0x80000001, 0);
+    if (option === 1 || option === 7) this.#stage = "requests";
+    this.#env.turn.soon(this.#flush);
+    return at + OPTION_BYTES + length;
+  }
+
+  #replyExportName(): void {
+    const at = this.#slot();
+    this.#env.memory.view.setBigUint64(at, BigInt(this.#size));
+    this.#env.memory.view.setUint16(at + 8, EXPORT_FLAGS);
+    this.#building.add(at, 10);
+  }
+
+  #replyInfo(option: number): void {
+    const { view } = this.#env.memory;
+    const at = this.#slot();
+    view.setUint16(at + 20, 0);
+    view.setBigUint64(at + 22, BigInt(this.#size));
+    view.setUint16(at + 30, EXPORT_FLAGS);
+    this.#replyOption(at, option, 3, 12);
+    this.#replyOption(this.#slot(), option, 1, 0);
+  }
+
+  #replyOption(at: number, option: number, type: number, length: number): void {
+    const { view } = this.#env.memory;
+    view.setBigUint64(at, 0x0003e889045565a9n);
+    view.setUint32(at + 8, option);
+    view.setUint32(at + 12, type);
+    view.setUint32(at + 16, length);
+    this.#building.add(at, 20 + length);
+  }
+
+  #slot(): number {
+    return this.#replies + (this.#half * SLOTS + this.#used++) * SLOT_BYTES;
+  }
+
+  #sendReplies(): void {
+    if (this.#sending || this.#building.count === 0) return;
+    this.#sending = true;
+    const pieces = this.#building;
+    this.#building = this.#leaving;
+    this.#leaving = pieces;
+    this.#building.clear();
+    this.#half ^= 1;
+    this.#used = 0;
+    this.#line.send(pieces);
+  }
+}
+
+const { values } = parseArgs({
+  options: {
+    env: { type: "string", default: "auto" },
+    port: { type: "string", default: "0" },
+    socket: { type: "string" },
+    size: { type: "string", default: "1" },
+  },
+});
+const { kind, why } = chooseEnv(values.env as EnvWish);
+const silent = { debug() {}, info() {}, warn() {}, error() {} };
+const env = makeEnv(kind, { memoryBytes: 1024 * MIB, log: silent });
+const address =
+  values.socket === undefined ? { host: "127.0.0.1", port: Number(values.port) } : { path: values.socket };
+
+function* serve(): Task<Listener | NetError> {
+  return yield* perform(
+    env.net.listen(address, (line) => void new NullConnection(env, line, Number(values.size) * GIB)),
+  );
+}
+
+const listener = await promiseOf(serve());
+if (isNetError(listener)) throw new Error(listener.detail);
+console.log(`${kind} (${why}) listens on ${JSON.stringify(listener.address)}`);

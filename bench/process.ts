@@ -1,0 +1,61 @@
+/** The server as a process: how fast it is there, what it takes when nobody asks for anything. */
+import { rmSync } from "node:fs";
+import { Program, sleep, until } from "#test/support/program";
+import { ASHLAR } from "#test/support/server";
+import { freePort, MIB } from "#test/support/temp";
+import { call } from "./admin.ts";
+import { cpuMs, residentBytes } from "./cpu.ts";
+import type { Context } from "./main.ts";
+import { formatCount, median } from "./statistics.ts";
+import type { Table } from "./table.ts";
+
+export async function benchProcess(context: Context): Promise<Table[]> {
+  const starts = context.quick ? 3 : 11;
+  const idleSeconds = context.quick ? 3 : 15;
+  const ready: number[] = [];
+  const resident: number[] = [];
+  let idlePercent = 0;
+  for (let round = 0; round < starts; round++) {
+    const data = `${context.folder}/process`;
+    rmSync(data, { recursive: true, force: true });
+    const port = await freePort();
+    const startedMs = performance.now();
+    const program = new Program(process.execPath, [
+      ...[ASHLAR, "serve", "--data", data, "--nbd", `127.0.0.1:${port}`, "--http", "off", ...context.serveArgs],
+    ]);
+    try {
+      await until(
+        "ready",
+        () =>
+          call<{ state: string }>(data, "GET", "/health").then(
+            (health) => health.state === "ready",
+            () => false,
+          ),
+        60_000,
+      );
+      ready.push(performance.now() - startedMs);
+      await sleep(1500);
+      resident.push(residentBytes(program.pid) / MIB);
+      if (round === 0) {
+        const before = cpuMs(program.pid);
+        await sleep(idleSeconds * 1000);
+        idlePercent = (cpuMs(program.pid) - before) / (idleSeconds * 10);
+      }
+    } finally {
+      await program.stop("SIGKILL");
+    }
+  }
+  return [
+    {
+      title: "The process",
+      method: `An empty data directory, ${starts} starts, medians; ready is the first "ready" of GET /health, asked every 10 ms.`,
+      columns: ["", "measured", "goal"],
+      rows: [
+        ["from `ashlar serve` to ready", `${formatCount(median(ready))} ms`, "< 300 ms"],
+        ["resident memory, idle", `${formatCount(median(resident))} MiB`, "< 90 MiB"],
+        [`processor, idle for ${idleSeconds} s`, `${idlePercent.toFixed(2)} %`, "0 %"],
+      ],
+      data: { ready, resident, idlePercent },
+    },
+  ];
+}

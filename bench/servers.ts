@@ -1,0 +1,184 @@
+/**
+ * The servers that are compared, all on the same file system, all with the same promise: a write is answered once the
+ * page cache has it, a flush once fdatasync has returned. All on TCP over loopback.
+ */
+import { randomFillSync } from "node:crypto";
+import { closeSync, mkdirSync, openSync, readFileSync, writeFileSync, writeSync } from "node:fs";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { TestClient } from "#test/support/nbd";
+import { Program, run, until } from "#test/support/program";
+import { ASHLAR } from "#test/support/server";
+import { freePort, MIB } from "#test/support/temp";
+
+const NULL_SERVER = fileURLToPath(new URL("null-server.js", import.meta.url));
+
+export interface Rival {
+  readonly name: string;
+  readonly version: string;
+  readonly uri: string;
+  readonly pid: number;
+  stop(): Promise<void>;
+}
+
+/** A file of random bytes: what every peer serves, and what our volume is filled with. */
+export function fillFile(path: string, size: number): void {
+  const file = openSync(path, "w");
+  const piece = Buffer.alloc(4 * MIB);
+  for (let at = 0; at < size; at += piece.length) {
+    randomFillSync(piece);
+    writeSync(file, piece);
+  }
+  closeSync(file);
+}
+
+async function reachable(name: string, port: number): Promise<boolean> {
+  try {
+    await (await TestClient.open(port, name)).close();
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+const firstLine = async (program: string, ...args: string[]) => (await run(program, args)).split("\n")[0]!.trim();
+
+export async function startNbdkit(folder: string, size: number): Promise<Rival> {
+  const file = join(folder, "nbdkit.img");
+  fillFile(file, size);
+  const port = await freePort();
+  const program = new Program("nbdkit", ["-f", "-i", "127.0.0.1", "-p", String(port), "file", file]);
+  await program.until("listening", () => reachable("", port));
+  return {
+    name: "nbdkit",
+    version: await firstLine("nbdkit", "--version"),
+    uri: `nbd://127.0.0.1:${port}/`,
+    pid: program.pid,
+    stop: async () => void (await program.stop("SIGKILL")),
+  };
+}
+
+export async function startQemuNbd(folder: string, size: number): Promise<Rival> {
+  const file = join(folder, "qemu.img");
+  fillFile(file, size);
+  const port = await freePort();
+  const program = new Program("qemu-nbd", [
+    ...["-f", "raw", "--aio=io_uring", "--cache=writeback", "--shared=64", "--persistent"],
+    ...["-b", "127.0.0.1", "-p", String(port), file],
+  ]);
+  await program.until("listening", () => reachable("", port));
+  return {
+    name: "qemu-nbd",
+    version: await firstLine("qemu-nbd", "--version"),
+    uri: `nbd://127.0.0.1:${port}/`,
+    pid: program.pid,
+    stop: async () => void (await program.stop("SIGKILL")),
+  };
+}
+
+export async function startNbdServer(folder: string, size: number): Promise<Rival> {
+  const file = join(folder, "nbd-server.img");
+  fillFile(file, size);
+  const port = await freePort();
+  const [config, pidFile] = [join(folder, "nbd-server.conf"), join(folder, "nbd-server.pid")];
+  writeFileSync(
+    config,
+    `[generic]\nlistenaddr = 127.0.0.1\nport = ${port}\n[disk]\nexportname = ${file}\nflush = true\nfua = true\ntrim = true\n`,
+  );
+  await run("nbd-server", ["-C", config, "-p", pidFile]);
+  await until("nbd-server listening", () => reachable("disk", port));
+  const pid = Number(readFileSync(pidFile, "latin1"));
+  return {
+    name: "nbd-server",
+    version: (await firstLine("dpkg-query", "-W", "-f", "$" + "{Version}", "nbd-server").catch(() => "?")) || "?",
+    uri: `nbd://127.0.0.1:${port}/disk`,
+    pid,
+    stop: async () => void process.kill(pid, "SIGTERM"),
+  };
+}
+
+/** Stores nothing: the ceiling that client, loopback and the loop leave. Not a rival. */
+export async function startNull(): Promise<Rival> {
+  const port = await freePort();
+  const program = new Program(process.execPath, [NULL_SERVER, "--env", "uring", "--port", String(port)]);
+  await program.until("listening", () => reachable("", port));
+  return {
+    name: "nothing stored",
+    version: "bench/null-server.ts",
+    uri: `nbd://127.0.0.1:${port}/`,
+    pid: program.pid,
+    stop: async () => void (await program.stop("SIGKILL")),
+  };
+}
+
+export interface AshlarOptions {
+  readonly env?: "auto" | "node" | "uring";
+  readonly args?: readonly string[];
+  readonly nodeArgs?: readonly string[];
+  readonly cwd?: string;
+}
+
+/** Our server in a process of its own, with the command line that talks to it. */
+export class AshlarServer implements Rival {
+  readonly name: string;
+  readonly version: string;
+  readonly data: string;
+  readonly port: number;
+  readonly program: Program;
+
+  private constructor(name: string, version: string, data: string, port: number, program: Program) {
+    this.name = name;
+    this.version = version;
+    this.data = data;
+    this.port = port;
+    this.program = program;
+  }
+
+  static async start(data: string, options: AshlarOptions = {}): Promise<AshlarServer> {
+    mkdirSync(data, { recursive: true });
+    const port = await freePort();
+    const kind = options.env ?? "auto";
+    const program = new Program(
+      process.execPath,
+      [
+        ...(options.nodeArgs ?? []),
+        ...[ASHLAR, "serve", "--data", data, "--nbd", `127.0.0.1:${port}`, "--http", "off", "--env", kind],
+        ...(options.args ?? []),
+      ],
+      options.cwd === undefined ? {} : { cwd: options.cwd },
+    );
+    const name = kind === "auto" ? "ashlar" : `ashlar (${kind})`;
+    const server = new AshlarServer(name, process.version, data, port, program);
+    const ready = server.ashlar("status", "--wait", "60").then(() => undefined);
+    const end = await Promise.race([ready, program.ended]);
+    if (end !== undefined) throw new Error(`ashlar serve ended (${end})\n${program.output}`);
+    return server;
+  }
+
+  get pid(): number {
+    return this.program.pid;
+  }
+  get uri(): string {
+    return this.uriOf("bench");
+  }
+  uriOf(volume: string): string {
+    return `nbd://127.0.0.1:${this.port}/${encodeURIComponent(volume)}`;
+  }
+  ashlar(...args: string[]): Promise<string> {
+    return run(process.execPath, [ASHLAR, "--data", this.data, ...args], { limitMs: 300_000 });
+  }
+  async stop(signal: NodeJS.Signals = "SIGKILL"): Promise<void> {
+    await this.program.stop(signal);
+  }
+}
+
+/** Our server with a volume of `size` bytes that has been written from end to end. */
+export async function startAshlar(folder: string, size: number, options: AshlarOptions = {}): Promise<AshlarServer> {
+  const server = await AshlarServer.start(join(folder, `ashlar-${options.env ?? "auto"}`), options);
+  await server.ashlar("volume", "create", "bench", "--size", String(size));
+  const file = join(folder, "fill.img");
+  fillFile(file, size);
+  await run("nbdcopy", ["--flush", file, server.uri], { limitMs: 600_000 });
+  await run("rm", [file]);
+  return server;
+}
