@@ -5,7 +5,7 @@
  *   --quick           small sizes, few turns: for a first look, not for a claim
  *   --peers           only the peers, to know the baseline
  *   --null            also a server that stores nothing: what client, loopback and loop leave of this machine
- *   --only WORDS      only workloads whose name contains this
+ *   --only WORDS      only workloads whose name contains this (nbd), or parts of the bench (engine: snapshots, …)
  *   --env LIST        which Envs of ours to measure: auto (default), uring, node; comma-separated
  *   --serve ARG       another argument for `ashlar serve` (several times)
  *   --keep NAME       write bench/results/NAME.{json,md}; by default the date and the commit

@@ -5,7 +5,7 @@
  */
 import type { Status } from "#base/status";
 import { perform, type Task } from "#base/task";
-import { BLOCK_BYTES } from "#base/units";
+import { BLOCK_BYTES, type Millis } from "#base/units";
 import { COVERED_FROM, decodeGroup, EntryKind, GROUP, HEAD_BLOCKS_MAX } from "./format.ts";
 import { LogEntry } from "./log.ts";
 import { LEAF_BLOCKS, type Location } from "./map.ts";
@@ -35,8 +35,17 @@ const FREE_PART_MAX = 0.1;
 const DEAD_SEGMENTS_MIN = 3;
 /** With less room than for so many segments, there is none to be generous with. */
 const TIGHT_SEGMENTS = 8;
-/** …and when it falls behind by this much, writes wait for it. */
+/** …and when it falls behind by this much, or there is room for few segments only, writes wait for it. */
 const BEHIND_RATIO = 0.07;
+const SCARCE_SEGMENTS = 4;
+/**
+ * How much longer than the cleaner takes to gain a block, with room for 0, 1, … segments, and when it is just behind: below
+ * two segments room is gained in the end, whatever hosts do.
+ */
+const HOLD_FACTORS = [8, 3, 1.25, 0.9, 0.75] as const;
+/** What gaining a block takes until that has been measured, and at most (the disk is stuck, not the cleaner). */
+const GAIN_MS_GUESS = 0.06;
+const GAIN_MS_MAX = 16;
 /** A segment that is fuller than this is not worth copying. */
 const LIVE_RATIO_MAX = 0.92;
 /** Dead segments wait for a checkpoint until they are this part of all. */
@@ -53,11 +62,14 @@ export class Cleaner {
   readonly #set: VersionSet;
   /** Blocks copied since the set was opened. */
   copied = 0;
+  /** What it takes to gain a block, of late, with all that happens in between. */
+  #gainMs: Millis = GAIN_MS_GUESS;
+  #lastEnd: Millis = 0;
   #liveBlocks = 0;
   #deadBlocks = 0;
   #waiting = 0;
-  /** So little is free that every dead segment counts. */
-  #tight = false;
+  /** Room for so many segments is left on the disk, or in spares. */
+  #free = Number.POSITIVE_INFINITY;
   /** Dead blocks in relation to live ones, beyond which cleaning begins. */
   #allowed = DEAD_RATIO;
 
@@ -91,7 +103,8 @@ export class Cleaner {
     const { options, store, segmentBlocks, log } = this.#set;
     this.#allowed = options.deadRatio ?? DEAD_RATIO;
     const space = yield* store.space();
-    this.#tight = space !== undefined && space.available < TIGHT_SEGMENTS * segmentBlocks * BLOCK_BYTES;
+    const available = space?.available ?? Number.POSITIVE_INFINITY;
+    this.#free = available / (segmentBlocks * BLOCK_BYTES) + store.spareCount;
     if (options.deadRatio === undefined && this.#tight) this.#allowed = DEAD_RATIO_TIGHT;
     if (options.deadRatio !== undefined || this.#tight || atRest || log.segments.count < 2 * DEAD_SEGMENTS_MIN) return;
     if (space === undefined) return;
@@ -116,9 +129,29 @@ export class Cleaner {
     return this.#waiting > Math.max(WAITING_SEGMENTS_MIN, this.#set.log.segments.count * WAITING_RATIO);
   }
 
-  /** Holds back the hosts' writes as long as dead data is beyond its bound, and there is something to clean. */
+  /** So little is free that every dead segment counts. */
+  get #tight(): boolean {
+    return this.#free < TIGHT_SEGMENTS;
+  }
+
+  /**
+   * Holds back the hosts' writes as long as dead data is beyond its bound and there is something to clean, or room runs
+   * out: then also while no segment is worth cleaning yet, for it is their writes that will make one so.
+   */
   throttle(): void {
-    this.#set.log.throttled = this.deadRatio > this.#allowed + BEHIND_RATIO && this.#choose() !== undefined;
+    const behind = this.deadRatio > this.#allowed + BEHIND_RATIO;
+    const factor = HOLD_FACTORS[Math.min(SCARCE_SEGMENTS, Math.floor(this.#free))]!;
+    const scarce = this.#free < SCARCE_SEGMENTS && this.isDue;
+    this.#set.log.holdMs = scarce || (behind && this.#choose() !== undefined) ? factor * this.#gainMs : 0;
+  }
+
+  /** Takes note of what a segment's cleaning gained, so that hosts can be held to that pace. */
+  #noteGain(begin: Millis, gained: number): void {
+    const now = this.#set.env.clock.now();
+    // A checkpoint after the segment before belongs to the price; a pause does not.
+    const took = now - Math.max(this.#lastEnd, begin - (now - begin));
+    this.#lastEnd = now;
+    this.#gainMs = Math.min(GAIN_MS_MAX, 0.5 * this.#gainMs + (0.5 * took) / Math.max(1, gained));
   }
 
   /** Dead blocks, those of segments that wait to be retired included, in relation to live ones. */
@@ -137,7 +170,11 @@ export class Cleaner {
   *cleanInTurn(): Task<boolean> {
     const victim = this.#choose();
     if (victim === undefined) return false;
-    return yield* during(this.#set.options, "clean", this.#clean(victim));
+    const begin = this.#set.env.clock.now();
+    const copied = this.copied;
+    const cleaned = yield* during(this.#set.options, "clean", this.#clean(victim));
+    if (cleaned) this.#noteGain(begin, victim.used - (this.copied - copied));
+    return cleaned;
   }
 
   #choose(): Segment | undefined {

@@ -12,7 +12,7 @@ import { readU64, writeU64 } from "#base/layout";
 import { Pieces } from "#base/memory";
 import type { Status } from "#base/status";
 import { type Effect, perform, start, type Task } from "#base/task";
-import { BLOCK_BYTES } from "#base/units";
+import { BLOCK_BYTES, type Millis } from "#base/units";
 import { type Alarm, type DiskFault, DiskOp, type Env, isDiskFault, Soon } from "#env/env";
 import { BufferPool } from "./buffer-pool.ts";
 import {
@@ -70,6 +70,8 @@ export interface LogUser {
    * frees space, the reserve may be used.
    */
   reclaim(metadata: boolean, done: (gained: boolean) => void): void;
+  /** Data has to wait until space was given back, although there may be room for it: what frees space needs that room. */
+  readonly lacksReserve: boolean;
   /** The log cannot be written any more. */
   onStopped(why: LogStop, detail: string): void;
 }
@@ -78,12 +80,12 @@ export type LogStop = "failed" | "fenced" | "closed";
 
 /** Flushes this small on average make it worth to write a segment before it is used. In bytes per flush. */
 const PREWRITE_BELOW_BYTES = 128 * 1024;
-/** Between groups of hosts' writes when the cleaner cannot keep up: time for it to clean more than they wrote. */
-const HELD_MS = 2;
 /** One gathered write takes 1024 pieces: each entry is at most one, and the head is one. */
 const ENTRIES_MAX = Pieces.COUNT_MAX - 2;
 /** A segment of a set that has only just begun is not given its whole space at once. */
 const RESERVE_FROM_SEGMENTS = 1;
+/** A set of so many segments keeps the space of a whole one besides, so that there is room to clean with. */
+export const RESERVE_TO_CLEAN_FROM_SEGMENTS = 4;
 /** The next segment is made when this part of the current one is full. */
 const MAKE_NEXT_AT = 0.75;
 
@@ -151,7 +153,9 @@ export class Log {
   #reclaimed = false;
   /** The last append failed for want of space, although the segment has room: its file has none. */
   #noRoomAtAll = false;
-  /** Why the last attempt to make a segment failed; "full" is tried again. */
+  /** Something waits for the segment that is being made. */
+  #makeAwaited = false;
+  /** Why the last attempt to make a segment that was waited for failed; "full" is tried again. */
   #makeFault: DiskFault | undefined;
   #lastSegment = 0;
   stopped: LogStop | undefined;
@@ -160,9 +164,10 @@ export class Log {
   /** The cleaner's copies go first: they are few, and they make room. */
   readonly #moves = new EntryQueue();
   /**
-   * The cleaner cannot keep up: what hosts write is held back between groups, so that dead data stays within its bound.
+   * The cleaner cannot keep up: for each block that they wrote hosts wait so long, so that dead data stays within its
+   * bound, and a disk that is nearly full does not become one that is. 0: they need not.
    */
-  throttled = false;
+  holdMs: Millis = 0;
   #heldUntil = 0;
   readonly #heldAlarm: Alarm;
   /** Where the head of the group being appended lies; 0 between appends. */
@@ -361,6 +366,10 @@ export class Log {
       if (first === undefined) return;
       if (this.stopped !== undefined) return this.#refuseQueue(this.stopped === "closed" ? "gone" : this.stopped);
       if (first.kind !== EntryKind.MOVE && this.#isHeld()) return;
+      if (first.kind === EntryKind.DATA && this.#user.lacksReserve) {
+        this.#onFull();
+        continue;
+      }
       const room = this.#room(first);
       if (room > 0) {
         if (!this.#takeHead()) return;
@@ -377,6 +386,7 @@ export class Log {
         this.#onFull();
         continue;
       }
+      this.#makeAwaited = true;
       this.#make();
       return;
     }
@@ -405,12 +415,7 @@ export class Log {
 
   /** True while hosts have to wait for the cleaner; the alarm is set for when they need not. */
   #isHeld(): boolean {
-    if (!this.throttled) return false;
-    const now = this.#env.clock.now();
-    if (now >= this.#heldUntil) {
-      this.#heldUntil = now + HELD_MS;
-      return false;
-    }
+    if (this.holdMs === 0 || this.#env.clock.now() >= this.#heldUntil) return false;
     this.#heldAlarm.at = this.#heldUntil;
     return true;
   }
@@ -464,12 +469,16 @@ export class Log {
     this.#groupCounts.length = 0;
     this.#groupBlocks = 0;
     this.#groupBytes = GROUP.byteLength;
-    if (this.#collectFrom(this.#moves, room) && !this.#holdsHosts()) this.#collectFrom(this.#queue, room);
+    if (this.#collectFrom(this.#moves, room) && !this.#holdsHosts()) {
+      const copied = this.#groupBlocks;
+      this.#collectFrom(this.#queue, room);
+      if (this.holdMs > 0) this.#heldUntil = this.#env.clock.now() + this.holdMs * (this.#groupBlocks - copied);
+    }
     this.#encode(this.#groupEntries[this.#groupEntries.length - 1]!.control);
   }
 
   #holdsHosts(): boolean {
-    return this.#reclaiming || (this.throttled && this.#groupEntries.length > 0);
+    return this.#reclaiming || (this.holdMs > 0 && this.#groupEntries.length > 0);
   }
 
   /** False when the group is full. A control record is the last of its group. */
@@ -688,7 +697,9 @@ export class Log {
       this.#makeNext(),
       (fault) => {
         this.#making = false;
-        this.#makeFault = fault;
+        // Made ahead of its need, it may find a full disk that is not full any more when it is needed.
+        this.#makeFault = this.#makeAwaited ? fault : undefined;
+        this.#makeAwaited = false;
         if (fault !== undefined && fault !== "full") {
           const name = this.#store.describe(this.#lastSegment + 1);
           if (fault === "exists") this.stop("fenced", `another writer has made ${name}`);
@@ -715,10 +726,13 @@ export class Log {
     if (isDiskFault(file)) return file;
     if (this.segments.count >= RESERVE_FROM_SEGMENTS) {
       const fault = yield* perform(this.#store.reserve(file, 0, bytes));
-      // What frees space needs little of it, and goes on in a segment that has none yet.
+      // A change that frees space needs little of it, and goes on in a segment that has none yet. Copies of the cleaner's
+      // need most of a segment: only a set that is too small to keep one for them tries without.
       const { first } = this.#queue;
-      const frees = this.#moves.first !== undefined || (first !== undefined && first.kind !== EntryKind.DATA);
-      const freesSpace = fault === "full" && frees && (this.#reclaimed || this.#moves.first !== undefined);
+      const frees =
+        (first !== undefined && first.kind !== EntryKind.DATA && this.#reclaimed) ||
+        (this.#moves.first !== undefined && this.segments.count < RESERVE_TO_CLEAN_FROM_SEGMENTS);
+      const freesSpace = fault === "full" && frees;
       if (fault !== undefined && !freesSpace) {
         yield* this.#store.discard(number, file);
         return fault;

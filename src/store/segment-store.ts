@@ -42,6 +42,8 @@ export interface SegmentStore {
   /** Space kept so that checkpoints, and changes that free space, can be written when the disk is full. False: no room for it. */
   keepReserve(use: ReserveUse, bytes: number): Task<boolean>;
   giveReserve(use: ReserveUse): Task<boolean>;
+  /** Segments that can be created without taking space. */
+  readonly spareCount: number;
   /** Gives files that wait to be used again back to the file system; false when there were none. */
   dropSpares(): Task<boolean>;
 

@@ -18,7 +18,7 @@ import { type CheckpointRecord, readCheckpoint, writeCheckpoint } from "./checkp
 import { Checksums } from "./checksums.ts";
 import { Cleaner } from "./cleaner.ts";
 import { CHECKPOINT_MAGIC, EntryKind, STORE_FORMAT } from "./format.ts";
-import { Log, LogEntry, type LogStop, type LogUser } from "./log.ts";
+import { Log, LogEntry, type LogStop, type LogUser, RESERVE_TO_CLEAN_FROM_SEGMENTS } from "./log.ts";
 import { LeafArena, type Location, type VersionMap } from "./map.ts";
 import type { Node, NodeFacts } from "./node.ts";
 import { findGroups } from "./replay.ts";
@@ -74,8 +74,6 @@ export interface SetSpace {
 /** Space that a set with data keeps for a full disk: this part of a segment, at least so many bytes, and two checkpoints. */
 const RESERVE_PART = 1 / 64;
 const RESERVE_BYTES_MIN = 32 * 1024;
-/** A set of so many segments keeps a whole one besides, so that there is room to clean with. */
-const RESERVE_TO_CLEAN_FROM_SEGMENTS = 4;
 const RECLAIM_SEGMENTS_MAX = 16;
 const RECLAIM_ROUNDS_MAX = 16;
 /** What the file system itself may need to give a segment its space. */
@@ -86,6 +84,8 @@ const CHECKPOINTS_KEPT = 2;
 /** Between looks at whether there is something to clean or to checkpoint, in milliseconds. */
 const MAINTENANCE_MS = 200;
 const MAINTENANCE_MS_RESTING = 2000;
+/** While hosts are held back. */
+const MAINTENANCE_MS_HELD = 25;
 /** A set that has not been written to for so long is at rest: then it is cleaned more thoroughly. */
 const REST_MS = 10_000;
 export const VOLUME_BYTES_MAX = 16 * 1024 * 1024 * MIB;
@@ -107,7 +107,7 @@ export class VersionSet implements LogUser {
   readOnly: string | undefined;
   /** The server is about to run out of space: writes that take some are refused. */
   holdWrites = false;
-  /** The reserve was used: until there is one again, data is refused, so that what frees space still can be written. */
+  /** The reserve was used: until there is one again, data waits, so that what frees space still can be written. */
   #reserveGone = false;
   /** What was found damaged, in words, newest last. */
   readonly damage: string[] = [];
@@ -371,11 +371,15 @@ export class VersionSet implements LogUser {
     const { stopped } = this.log;
     if (stopped !== undefined) return stopped === "closed" ? "gone" : stopped;
     if (this.readOnly !== undefined) return "failed";
-    if ((this.holdWrites || this.#reserveGone) && kind !== "trim" && kind !== "zero") {
+    if (this.holdWrites && kind !== "trim" && kind !== "zero") {
       this.#wake();
       return "full";
     }
     return undefined;
+  }
+
+  get lacksReserve(): boolean {
+    return this.#reserveGone;
   }
 
   reclaim(metadata: boolean, done: (gained: boolean) => void): void {
@@ -385,15 +389,17 @@ export class VersionSet implements LogUser {
   *#reclaim(metadata: boolean): Task<boolean> {
     yield* this.store.dropSpares();
     if (yield* this.#hasRoom()) return true;
-    yield* this.#retireDead();
-    if (yield* this.#hasRoom()) return true;
     if (metadata) {
+      yield* this.#retireDead();
+      if (yield* this.#hasRoom()) return true;
       const gave = (yield* this.store.giveReserve("changes")) || (yield* this.store.giveReserve("cleaning"));
       this.#reserveGone ||= gave;
       return gave;
     }
-    // The reserve is room enough to clean with; without one, what is left on the disk may do. Where most of each segment
-    // lives, it takes several rounds until there is a segment more than before.
+    // The reserve is room enough to clean with, and for the checkpoints that it takes; without one, what is left on the
+    // disk may do. Where most of each segment lives, it takes several rounds until there is a segment more than before.
+    yield* this.store.giveReserve("cleaning");
+    yield* this.#retireDead();
     for (let round = 0; round < RECLAIM_ROUNDS_MAX; round++) {
       yield* this.store.giveReserve("cleaning");
       let cleaned = 0;
@@ -622,9 +628,10 @@ export class VersionSet implements LogUser {
   #wake(): void {
     if (!this.#asleep || this.options.background === false || this.#closing) return;
     this.#asleep = false;
-    const { clock } = this.env;
+    const now = this.env.clock.now();
+    const resting = now - this.#restSince > MAINTENANCE_MS_RESTING;
     this.#alarm.at =
-      clock.now() + (clock.now() - this.#restSince > MAINTENANCE_MS_RESTING ? MAINTENANCE_MS_RESTING : MAINTENANCE_MS);
+      now + (resting ? MAINTENANCE_MS_RESTING : this.log.holdMs > 0 ? MAINTENANCE_MS_HELD : MAINTENANCE_MS);
   }
 
   #maintain(): void {
@@ -662,11 +669,13 @@ export class VersionSet implements LogUser {
       const gained = yield* this.cleaner.cleanOne();
       if (!gained) break;
       if (this.#checkpointIsDue) yield* this.checkpoint();
+      yield* this.cleaner.aim(rested);
     }
-    this.log.throttled = false;
+    this.cleaner.throttle();
     if (!this.#closing && this.#checkpointIsDue && this.log.stopped === undefined) yield* this.checkpoint();
     // What the cleaner itself wrote is no activity. A set that has rested, and been cleaned, sleeps.
     this.#lastActivity = this.log.appliedGroup;
+    if (rested) this.log.holdMs = 0;
     return !rested;
   }
   #lastActivity = 0;
@@ -712,7 +721,9 @@ export class VersionSet implements LogUser {
   *#keepReserve(): Task<boolean> {
     if (this.log.segments.count === 0) return true;
     const segmentBytes = this.segmentBlocks * BLOCK_BYTES;
-    const forChanges = Math.max(RESERVE_BYTES_MIN, segmentBytes * RESERVE_PART) + this.#checkpointBytes * 2;
+    // The next checkpoint is as large as the maps are by then, not as the last one was.
+    const checkpointBytes = Math.max(this.#checkpointBytes, this.arena.bytes);
+    const forChanges = Math.max(RESERVE_BYTES_MIN, segmentBytes * RESERVE_PART) + checkpointBytes * 2;
     if (!(yield* this.store.keepReserve("changes", forChanges))) return false;
     if (this.log.segments.count < RESERVE_TO_CLEAN_FROM_SEGMENTS) return true;
     return yield* this.store.keepReserve("cleaning", segmentBytes + CLEANING_MARGIN_BYTES);

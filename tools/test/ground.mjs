@@ -6,7 +6,7 @@ import { fileURLToPath } from "node:url";
 
 export const ROOT = fileURLToPath(new URL("../..", import.meta.url)).replace(/\/$/, "");
 
-/** Each program that some test runs, and the Debian package it comes from. */
+/** Each program (or file, by its path) that some test needs, and the Debian package it comes from. */
 const PEERS = {
   nbdkit: "nbdkit",
   nbdinfo: "libnbd-bin",
@@ -15,6 +15,7 @@ const PEERS = {
   "qemu-img": "qemu-utils",
   "qemu-io": "qemu-utils",
   "qemu-nbd": "qemu-utils",
+  [`/usr/lib/${process.arch === "arm64" ? "aarch64" : "x86_64"}-linux-gnu/qemu/block-iscsi.so`]: "qemu-block-extra",
   "qemu-storage-daemon": "qemu-system-common",
   "qemu-system-x86_64": "qemu-system-x86",
   fio: "fio",
@@ -97,6 +98,7 @@ function missingPeers() {
 }
 
 function isProgram(name) {
+  if (name.startsWith("/")) return existsSync(name);
   const folders = [...(process.env["PATH"] ?? "").split(delimiter), "/usr/sbin", "/sbin"];
   return folders.some((folder) => {
     const path = join(folder, name);
