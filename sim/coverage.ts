@@ -1,6 +1,12 @@
 /** Which faults met which states of the product, over all worlds of a run: a hole in the table is a thing never tried. */
 import type { SimNode } from "./env/sim-node.ts";
 
+type Counts = readonly (readonly [string, number])[];
+export interface CoverageCounts {
+  readonly faults: readonly (readonly [string, Counts])[];
+  readonly states: Counts;
+}
+
 export class Coverage {
   readonly #counts = new Map<string, Map<string, number>>();
   readonly #states = new Map<string, number>();
@@ -13,18 +19,27 @@ export class Coverage {
     for (const state of states) this.add(fault, state);
   }
 
-  add(fault: string, state: string): void {
+  add(fault: string, state: string, count = 1): void {
     let row = this.#counts.get(fault);
     if (row === undefined) {
       row = new Map();
       this.#counts.set(fault, row);
     }
-    row.set(state, (row.get(state) ?? 0) + 1);
+    row.set(state, (row.get(state) ?? 0) + count);
   }
 
   /** The product has been in a state, faults or not. */
   entered(state: string): void {
     this.#states.set(state, (this.#states.get(state) ?? 0) + 1);
+  }
+
+  /** Its counts as plain data, and adding those of another one. */
+  get counts(): CoverageCounts {
+    return { faults: [...this.#counts].map(([fault, row]) => [fault, [...row]]), states: [...this.#states] };
+  }
+  merge({ faults, states }: CoverageCounts): void {
+    for (const [fault, row] of faults) for (const [state, count] of row) this.add(fault, state, count);
+    for (const [state, count] of states) this.#states.set(state, (this.#states.get(state) ?? 0) + count);
   }
 
   /** How often a fault met a state. */

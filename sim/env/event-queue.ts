@@ -32,6 +32,11 @@ export class EventQueue {
     heap[index] = happening;
   }
 
+  /** When the next one is due; Infinity when there is none. One that was taken back counts. */
+  get dueAt(): Millis {
+    return this.#heap[0]?.at ?? Number.POSITIVE_INFINITY;
+  }
+
   pop(): Happening | undefined {
     const heap = this.#heap;
     const first = heap[0];

@@ -241,8 +241,8 @@ export class SimFileSystem implements PageHolder {
       const page = inode.pages.get(index) ?? ZERO_PAGE;
       if (page === ZERO_PAGE) memory.bytes.fill(0, at + done, at + done + step);
       else {
-        const from = this.#store.start(page) + inPage;
-        memory.bytes.set(this.#store.chunk(page).subarray(from, from + step), at + done);
+        const bytes = this.#store.page(page);
+        memory.bytes.set(step === PAGE_BYTES ? bytes : bytes.subarray(inPage, inPage + step), at + done);
       }
       done += step;
     }
@@ -259,10 +259,9 @@ export class SimFileSystem implements PageHolder {
       const step = Math.min(PAGE_BYTES - inPage, length - done);
       const old = inode.pages.get(index);
       const page = step === PAGE_BYTES || old === undefined ? this.#store.allocate() : this.#store.copy(old);
-      const chunk = this.#store.chunk(page);
-      const start = this.#store.start(page);
-      if (step < PAGE_BYTES && old === undefined) chunk.fill(0, start, start + PAGE_BYTES);
-      chunk.set(memory.bytes.subarray(at + done, at + done + step), start + inPage);
+      const bytes = this.#store.page(page);
+      if (step < PAGE_BYTES && old === undefined) bytes.fill(0);
+      bytes.set(memory.bytes.subarray(at + done, at + done + step), inPage);
       done += step;
       const end = position + done;
       this.#put(inode, index, page, sectorsOf(inPage, step), end);
@@ -325,7 +324,7 @@ export class SimFileSystem implements PageHolder {
     const durable = inode.durablePages.get(index) ?? ZERO_PAGE;
     const flip = (page: number): number => {
       const flipped = this.#store.copy(page);
-      this.#store.chunk(flipped)[this.#store.start(flipped) + (position % PAGE_BYTES)]! ^= 1 << bit;
+      this.#store.page(flipped)[position % PAGE_BYTES]! ^= 1 << bit;
       return flipped;
     };
     const flipped = visible === ZERO_PAGE ? ZERO_PAGE : flip(visible);
@@ -414,8 +413,7 @@ export class SimFileSystem implements PageHolder {
     const last = inode.durablePages.get(Math.floor(inode.durableSize / PAGE_BYTES));
     if (tail > 0 && last !== undefined && last !== ZERO_PAGE) {
       const page = this.#store.copy(last);
-      const start = this.#store.start(page);
-      this.#store.chunk(page).fill(0, start + tail, start + PAGE_BYTES);
+      this.#store.page(page).fill(0, tail);
       inode.durablePages.set(Math.floor(inode.durableSize / PAGE_BYTES), page);
     }
   }
@@ -428,15 +426,12 @@ export class SimFileSystem implements PageHolder {
       return;
     }
     const merged = this.#store.copy(old ?? ZERO_PAGE);
-    const to = this.#store.start(merged);
-    const source = Math.max(change.page, ZERO_PAGE);
-    const from = this.#store.start(source);
+    const to = this.#store.page(merged);
+    const source = this.#store.page(Math.max(change.page, ZERO_PAGE));
     for (let sector = 0; sector < SECTORS_PER_PAGE; sector++) {
       if (((sectors >> sector) & 1) === 0) continue;
-      const begin = from + sector * SECTOR_BYTES;
-      this.#store
-        .chunk(merged)
-        .set(this.#store.chunk(source).subarray(begin, begin + SECTOR_BYTES), to + sector * SECTOR_BYTES);
+      const begin = sector * SECTOR_BYTES;
+      to.set(source.subarray(begin, begin + SECTOR_BYTES), begin);
     }
     inode.durablePages.set(change.index, merged);
   }
@@ -484,9 +479,9 @@ export class SimFileSystem implements PageHolder {
       if (whole) this.#put(inode, index, HOLE, ALL_SECTORS, -1);
       else {
         const page = this.#store.copy(inode.pages.get(index)!);
-        const start = this.#store.start(page) + (first % PAGE_BYTES);
-        this.#store.chunk(page).fill(0, start, start + (final - first));
-        this.#put(inode, index, page, sectorsOf(first % PAGE_BYTES, final - first), -1);
+        const start = first % PAGE_BYTES;
+        this.#store.page(page).fill(0, start, start + (final - first));
+        this.#put(inode, index, page, sectorsOf(start, final - first), -1);
       }
     }
   }

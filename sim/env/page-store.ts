@@ -13,14 +13,15 @@ export interface PageHolder {
 }
 
 export class PageStore {
-  readonly #chunks: Uint8Array<ArrayBuffer>[] = [];
+  /** Each page as a view of its own, made once: a copy of a whole page then makes no object. */
+  readonly #pages: Uint8Array<ArrayBuffer>[] = [];
   readonly #free: number[] = [];
   readonly #holders = new Set<PageHolder>();
   #next = 1;
   #collectAt = COLLECT_PAGES_MIN;
 
   constructor() {
-    this.#chunks.push(new Uint8Array(CHUNK_PAGES * PAGE_BYTES));
+    this.#grow();
   }
 
   add(holder: PageHolder): void {
@@ -45,24 +46,25 @@ export class PageStore {
       if (found !== undefined) return found;
     }
     const page = this.#next++;
-    if (page >= this.#chunks.length * CHUNK_PAGES) this.#chunks.push(new Uint8Array(CHUNK_PAGES * PAGE_BYTES));
+    if (page >= this.#pages.length) this.#grow();
     return page;
   }
 
-  chunk(page: number): Uint8Array<ArrayBuffer> {
-    return this.#chunks[Math.floor(page / CHUNK_PAGES)]!;
-  }
-  /** Where in its chunk the page begins. */
-  start(page: number): number {
-    return (page % CHUNK_PAGES) * PAGE_BYTES;
+  /** The page's content. */
+  page(page: number): Uint8Array<ArrayBuffer> {
+    return this.#pages[page]!;
   }
 
   /** A new page with the content of another. */
   copy(page: number): number {
     const made = this.allocate();
-    const from = this.start(page);
-    this.chunk(made).set(this.chunk(page).subarray(from, from + PAGE_BYTES), this.start(made));
+    this.page(made).set(this.page(page));
     return made;
+  }
+
+  #grow(): void {
+    const chunk = new ArrayBuffer(CHUNK_PAGES * PAGE_BYTES);
+    for (let at = 0; at < chunk.byteLength; at += PAGE_BYTES) this.#pages.push(new Uint8Array(chunk, at, PAGE_BYTES));
   }
 
   #collect(): void {

@@ -26,6 +26,14 @@ export class Resources {
   }
 }
 
+/** Something that a world waits for. */
+interface Look {
+  at: Millis;
+  readonly interval: Millis;
+  readonly isReady: () => boolean;
+  readonly what: () => void;
+}
+
 /** Worlds have some thousand events; one with this many goes in circles. */
 const STEPS_MAX = 1_000_000;
 
@@ -51,8 +59,11 @@ export class World {
   onFault: ((fault: string, at: SimNode) => void) | undefined;
   /** Told of every state that the product enters. */
   onState: ((state: string) => void) | undefined;
+  /** At this many events the world stops to look for what nobody finds: see `look`. */
+  stopAtStep = Number.POSITIVE_INFINITY;
   readonly #queue = new EventQueue();
   #order = 0;
+  #look: Look | undefined;
 
   constructor(seed: number, resources: Resources = new Resources()) {
     this.seed = seed;
@@ -78,6 +89,16 @@ export class World {
     return happening;
   }
 
+  /**
+   * Looks every `interval` from now whether `isReady`, and then does `what`. Each look is an event, so that a crash that
+   * is to come after so many events comes in a world that waits, too; but as long as nothing else happens, none of them
+   * can find anything, and they are only counted.
+   */
+  look(interval: Millis, isReady: () => boolean, what: () => void): void {
+    if (this.#look !== undefined) throw new Error("a world looks for two things at once");
+    this.#look = { at: this.now + interval, interval, isReady, what };
+  }
+
   /** `delay`, made longer so that it ends with a turn. */
   toTurn(delay: Millis): Millis {
     if (this.turnMs === 0) return delay;
@@ -87,6 +108,8 @@ export class World {
   /** Lets the next thing happen. False when nothing ever will. */
   step(): boolean {
     for (;;) {
+      const look = this.#look;
+      if (look !== undefined && look.at < this.#queue.dueAt) return this.#lookAgain(look);
       const next = this.#queue.pop();
       if (next === undefined) return false;
       const { owner } = next;
@@ -96,12 +119,33 @@ export class World {
         owner.hold(next);
         continue;
       }
-      this.steps++;
-      if (this.steps > STEPS_MAX) throw new Error(`the world does not come to rest in ${STEPS_MAX} events`);
+      this.#count();
       this.trace = (Math.imul(this.trace, 31) + next.order + Math.floor(next.at * 1000)) | 0;
       next.what();
       return true;
     }
+  }
+
+  #lookAgain(look: Look): boolean {
+    // Between two events nothing changes: all looks but the first would find the same.
+    const isReady = look.isReady();
+    const dueAt = this.#queue.dueAt;
+    if (!isReady && dueAt === Number.POSITIVE_INFINITY && this.stopAtStep === Number.POSITIVE_INFINITY) return false;
+    do {
+      this.now = look.at;
+      this.#count();
+      look.at += look.interval;
+    } while (!isReady && look.at < dueAt && this.steps < this.stopAtStep);
+    this.trace = (Math.imul(this.trace, 31) + Math.floor(this.now * 1000)) | 0;
+    if (!isReady) return true;
+    this.#look = undefined;
+    look.what();
+    return true;
+  }
+
+  #count(): void {
+    this.steps++;
+    if (this.steps > STEPS_MAX) throw new Error(`the world does not come to rest in ${STEPS_MAX} events`);
   }
 
   /** Lets things happen until `isDone`, or until nothing ever will: then false. */

@@ -229,6 +229,9 @@ export class History {
   /** A read asked at `asked` has found `stamp`. False when it may not. */
   read(index: number, stamp: number, asked: number): boolean {
     const block = this.#at(index);
+    const [first] = block;
+    // Mostly there is one value that it may have.
+    if (block.length === 1 && first!.origin === undefined) return first!.dead > asked && first!.stamp === stamp;
     const seen = block.filter((mark) => mark.dead > asked && mark.allows(stamp));
     if (seen.length === 0) return false;
     const [only] = seen;

@@ -63,7 +63,6 @@ export class EngineWorld {
   #changing: { readonly what: OpenChange; asked: number } | undefined;
   #controlBusy = false;
   #attempts = 0;
-  #crashAtStep = Number.POSITIVE_INFINITY;
   #crash: Extract<Action, { do: "kill" } | { do: "cut-power" }> | undefined;
   /** Since the last start a sync has failed: what was not durable then may be gone, as in a power cut. */
   #hasSyncFailed = false;
@@ -210,7 +209,7 @@ export class EngineWorld {
 
   #die(action: Extract<Action, { do: "kill" } | { do: "cut-power" }>): void {
     this.#crash = undefined;
-    this.#crashAtStep = Number.POSITIVE_INFINITY;
+    this.#world.stopAtStep = Number.POSITIVE_INFINITY;
     if (this.#state === "refused" || this.#state === "down") return;
     // What a snapshot in progress may contain has to be noted before the histories forget it.
     const changing = this.#changing;
@@ -294,13 +293,13 @@ export class EngineWorld {
   #next(): void {
     if (this.#cursor >= this.#actions.length) return;
     const action = this.#actions[this.#cursor]!;
-    const canGo =
-      action.do === "kill" || action.do === "cut-power" || action.do === "trouble" || action.do === "calm"
-        ? this.#crash === undefined
-        : this.#state === "open" && this.#rollbackInDoubt === undefined && this.#host.inFlight < this.#setup.depth;
-    if (!canGo) {
-      if (this.#rollbackInDoubt !== undefined && this.#state === "open" && !this.#controlBusy) this.#settleRollback();
-      this.#plan(0.2, () => this.#next());
+    if (!this.#canGo(action)) {
+      if (this.#canSettleRollback) this.#settleRollback();
+      this.#world.look(
+        0.2,
+        () => this.#canGo(action) || this.#canSettleRollback,
+        () => this.#next(),
+      );
       return;
     }
     if (this.#wantsReopen && action.do === "io" && !this.#controlBusy) {
@@ -314,6 +313,16 @@ export class EngineWorld {
     this.#plan(action.waitMs ?? 0, () => this.#next());
   }
 
+  #canGo(action: Action): boolean {
+    if (action.do === "kill" || action.do === "cut-power" || action.do === "trouble" || action.do === "calm")
+      return this.#crash === undefined;
+    return this.#state === "open" && this.#rollbackInDoubt === undefined && this.#host.inFlight < this.#setup.depth;
+  }
+
+  get #canSettleRollback(): boolean {
+    return this.#rollbackInDoubt !== undefined && this.#state === "open" && !this.#controlBusy;
+  }
+
   #act(action: Action): void {
     switch (action.do) {
       case "io":
@@ -325,7 +334,7 @@ export class EngineWorld {
       case "kill":
       case "cut-power":
         this.#crash = action;
-        this.#crashAtStep = this.#world.steps + action.afterEvents;
+        this.#world.stopAtStep = this.#world.steps + action.afterEvents;
         return;
       case "trouble":
         this.#trouble(action.trouble);
@@ -369,7 +378,7 @@ export class EngineWorld {
     let deadline = Number.POSITIVE_INFINITY;
     for (;;) {
       if (isDone()) return;
-      if (this.#crash !== undefined && world.steps >= this.#crashAtStep) this.#die(this.#crash);
+      if (this.#crash !== undefined && world.steps >= world.stopAtStep) this.#die(this.#crash);
       if (!world.step()) break;
       if (this.#cursor < this.#actions.length) deadline = Number.POSITIVE_INFINITY;
       else if (deadline === Number.POSITIVE_INFINITY) {

@@ -60,7 +60,6 @@ export class NbdWorld {
   #device!: NbdClient;
   #cursor = 0;
   #crash: Extract<Action, { do: "kill" } | { do: "cut-power" }> | undefined;
-  #crashAtStep = Number.POSITIVE_INFINITY;
   #isServing = false;
 
   constructor(world: World, setup: NbdSetup, actions: readonly Action[]) {
@@ -158,7 +157,7 @@ export class NbdWorld {
 
   #die(action: { readonly do: "kill" | "cut-power"; readonly downMs: number; readonly cut?: PowerCut }): void {
     this.#crash = undefined;
-    this.#crashAtStep = Number.POSITIVE_INFINITY;
+    this.#world.stopAtStep = Number.POSITIVE_INFINITY;
     if (this.#serverProcess === undefined || this.#serverProcess.dead) return;
     this.#world.fault(action.do === "kill" ? "kill" : "power cut", this.#server);
     if (action.cut === undefined) this.#serverProcess.crash();
@@ -173,9 +172,9 @@ export class NbdWorld {
     if (this.#cursor >= this.#actions.length) return;
     const action = this.#actions[this.#cursor]!;
     const isIo = action.do === "io" || action.do === "audit";
-    const canGo = isIo ? this.#host.inFlight < this.#setup.depth : this.#crash === undefined;
-    if (!canGo) {
-      this.#world.plan(10, () => this.#next());
+    const canGo = (): boolean => (isIo ? this.#host.inFlight < this.#setup.depth : this.#crash === undefined);
+    if (!canGo()) {
+      this.#world.look(10, canGo, () => this.#next());
       return;
     }
     this.#cursor++;
@@ -200,7 +199,7 @@ export class NbdWorld {
       case "kill":
       case "cut-power":
         this.#crash = action;
-        this.#crashAtStep = this.#world.steps + action.afterEvents;
+        this.#world.stopAtStep = this.#world.steps + action.afterEvents;
         return;
       case "net":
         this.#netTrouble(action.trouble);
@@ -253,7 +252,7 @@ export class NbdWorld {
     const world = this.#world;
     let deadline = Number.POSITIVE_INFINITY;
     while (!isDone()) {
-      if (this.#crash !== undefined && world.steps >= this.#crashAtStep) this.#die(this.#crash);
+      if (this.#crash !== undefined && world.steps >= world.stopAtStep) this.#die(this.#crash);
       if (!world.step()) {
         if (this.#crash === undefined) break;
         // Nothing happens any more: then now is as good a time as any.

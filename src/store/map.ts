@@ -23,6 +23,8 @@ const LEAF_MASK = LEAF_BLOCKS - 1;
 const PAGE_WORDS_BITS = 18;
 const PAGE_WORDS = 1 << PAGE_WORDS_BITS;
 const PAGE_MASK = PAGE_WORDS - 1;
+/** The first page of an arena is 32 KiB, each one twice the one before up to 1 MiB: most sets are small, some are not. */
+const FIRST_PAGE_WORDS = 1 << 13;
 
 /**
  * How many extents a leaf's piece of the arena can hold, by class; each is even, and 1.5 words are taken per extent.
@@ -48,7 +50,9 @@ export class LeafArena {
   /** Pages of the arena, seen as words (locations) and as half-words (keys). */
   readonly #words: Uint32Array[] = [];
   readonly #halves: Uint16Array[] = [];
-  #nextWord = PAGE_WORDS;
+  #nextWord = 0;
+  /** Where the last page ends. */
+  #endWord = 0;
   readonly #freePieces: number[][] = Array.from({ length: DENSE + 1 }, () => []);
   #pieceWords = 0;
 
@@ -367,9 +371,10 @@ export class LeafArena {
     this.#pieceWords += words;
     const free = this.#freePieces[kind]!.pop();
     if (free !== undefined) return free;
-    if ((this.#nextWord & PAGE_MASK) + words > PAGE_WORDS || (this.#nextWord & PAGE_MASK) === 0) {
-      const page = new Uint32Array(PAGE_WORDS);
+    if (this.#nextWord + words > this.#endWord) {
+      const page = new Uint32Array(Math.min(FIRST_PAGE_WORDS * 2 ** this.#words.length, PAGE_WORDS));
       this.#nextWord = this.#words.length * PAGE_WORDS;
+      this.#endWord = this.#nextWord + page.length;
       this.#words.push(page);
       this.#halves.push(new Uint16Array(page.buffer));
     }

@@ -176,6 +176,7 @@ export function releaseLeaf(arena: LeafArena, ghost: Node, leafIndex: number, ki
 
 const ignore = (): void => {};
 
+/** Zeroes, but while somebody uses it. */
 const scratch = new Uint32Array(LEAF_BLOCKS);
 
 /**
@@ -200,8 +201,11 @@ export function forEachUnique(
     arena.forEach(leaf, (start, length, location) => visit(base + start, length, location));
     return;
   }
-  scratch.fill(0);
+  let first = LEAF_BLOCKS;
+  let final = 0;
   arena.forEach(leaf, (start, length, location) => {
+    first = Math.min(first, start);
+    final = Math.max(final, start + length);
     for (let each = 0; each < length; each++) scratch[start + each] = location + each;
   });
   for (const theirs of rest)
@@ -209,13 +213,14 @@ export function forEachUnique(
       for (let each = 0; each < length; each++)
         if (scratch[start + each] === location + each) scratch[start + each] = 0;
     });
-  for (let start = 0; start < LEAF_BLOCKS; ) {
+  for (let start = first; start < final; ) {
     const location = scratch[start]!;
     let end = start + 1;
     if (location !== 0) {
-      while (end < LEAF_BLOCKS && scratch[end] === location + (end - start)) end++;
+      while (end < final && scratch[end] === location + (end - start)) end++;
       visit(base + start, end - start, location);
     }
     start = end;
   }
+  scratch.fill(0, first, final);
 }
