@@ -11,6 +11,8 @@ import { Program, run, until } from "#test/support/program";
 import { ASHLAR } from "#test/support/server";
 import { freePort, MIB } from "#test/support/temp";
 
+/** The program module by module: a profile says in which one time was spent. */
+const MODULES = fileURLToPath(new URL("../src/bin/ashlar.js", import.meta.url));
 const NULL_SERVER = fileURLToPath(new URL("null-server.js", import.meta.url));
 
 export interface Rival {
@@ -142,7 +144,18 @@ export class AshlarServer implements Rival {
       process.execPath,
       [
         ...(options.nodeArgs ?? []),
-        ...[ASHLAR, "serve", "--data", data, "--nbd", `127.0.0.1:${port}`, "--http", "off", "--env", kind],
+        ...[
+          options.nodeArgs === undefined ? ASHLAR : MODULES,
+          "serve",
+          "--data",
+          data,
+          "--nbd",
+          `127.0.0.1:${port}`,
+          "--http",
+          "off",
+          "--env",
+          kind,
+        ],
         ...(options.args ?? []),
       ],
       options.cwd === undefined ? {} : { cwd: options.cwd },

@@ -70,9 +70,7 @@ function newestSource(folder) {
 }
 
 function builtAt() {
-  const programs = ["dist/src/bin/ashlar.js", "dist/src/bin/serve.js", "dist/src/bin/lane.js"].map((path) =>
-    join(ROOT, path),
-  );
+  const programs = ["ashlar", "serve", "lane"].map((name) => join(ROOT, `dist/app/bin/${name}.js`));
   return programs.every((path) => existsSync(path)) ? newestSource(join(ROOT, "dist/src")) : 0;
 }
 
