@@ -15,6 +15,7 @@ import { Drives } from "./drives.ts";
 import { Events } from "./events.ts";
 import { FRONTS } from "./fronts.ts";
 import { Jobs } from "./jobs.ts";
+import { LaneWishDesk } from "./lane-wishes.ts";
 import { type LaneMessage, Lanes } from "./lanes.ts";
 import { connectionsMax } from "./open-files.ts";
 import { Problems } from "./problems.ts";
@@ -65,6 +66,7 @@ export class Server {
   readonly problems: Problems;
   readonly directory: DataDirectory;
   readonly lanes: Lanes;
+  readonly #wishes: LaneWishDesk;
   readonly registry: Registry;
   readonly rights: Rights;
   readonly drives: Drives;
@@ -97,6 +99,7 @@ export class Server {
       onDied: (lane, reason, final) => this.#onDied(lane, reason, final),
       onReplaced: (lane) => void this.#onReplaced(lane).catch((error) => this.#giveUp(error)),
     });
+    this.#wishes = new LaneWishDesk(this.lanes);
     this.registry = new Registry(this.directory, this.lanes, {
       onChanged: (type, message, data) => {
         this.log.info(data, message);
@@ -354,6 +357,9 @@ export class Server {
         this.lanes.call(to, "front.resume", given).catch(() => closeDescriptor(message.fd));
         break;
       }
+      case "wish":
+        this.#wishes.take(lane, message).catch(ignoreDeath);
+        break;
       case "dying":
         break;
     }
@@ -361,6 +367,7 @@ export class Server {
 
   #onDied(lane: number, reason: string, final: boolean): void {
     this.registry.lost(lane, final);
+    this.#wishes.died(lane).catch(ignoreDeath);
     this.problems.raise(`lane-${lane}`, {
       severity: "error",
       message: `Lane ${lane} died: ${reason.split("\n")[0]}`,
@@ -380,6 +387,7 @@ export class Server {
 
   async #onReplaced(lane: number): Promise<void> {
     await this.lanes.call(lane, "reservations.open", { path: this.#reservationsPath });
+    await this.#wishes.tellAll(lane);
     await this.lanes.call(lane, "rights.load", { rights: this.rights.state });
     if (lane === LISTENING_LANE) await this.drives.publish();
     await this.lanes.call(lane, "space.hold", { hold: this.space.hold });

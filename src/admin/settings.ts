@@ -172,8 +172,6 @@ export function checkSettings(settings: Settings): void {
     throw bad(`Memory of ${settings.memory} bytes is too little`, "Give at least --memory 32M.");
   if (settings.lanes !== "auto" && (settings.lanes < 1 || settings.lanes > LANES_MAX))
     throw bad(`${settings.lanes} lanes make no sense`, `Give 1 to ${LANES_MAX}, or auto.`);
-  if (settings.fronts["iscsi"] !== undefined && settings.lanes !== "auto" && settings.lanes > 1)
-    throw bad(`iSCSI cannot be spread over ${settings.lanes} lanes`, "Leave --lanes away, or give --lanes 1.");
   const { softPercent: soft, hardPercent: hard } = settings;
   if (!(soft > 0 && soft <= hard && hard <= 100))
     throw bad(

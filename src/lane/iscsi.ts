@@ -7,6 +7,7 @@ import { IscsiFront } from "#target/iscsi-front";
 import type { Front, FrontContext } from "./front.ts";
 import { LISTEN_HINTS, LISTEN_REFUSALS } from "./listen-refusals.ts";
 import type { FrontStart, IscsiFacts, PoolFacts } from "./messages.ts";
+import { RemoteDevice } from "./remote-device.ts";
 
 interface IscsiOptions {
   /** 32 hex digits, perhaps with dashes. */
@@ -23,8 +24,12 @@ export function makeIscsiFront({ env, table, directory, book }: FrontContext, st
   const front = new IscsiFront(env, table, directory, book, {
     targetName: `${NAME_PREFIX}:${serverUuid.replaceAll("-", "").toLowerCase()}`,
     hash: (algorithm, bytes) => createHash(algorithm).update(bytes).digest(),
-    // Volumes and snapshots of the log engine are thin; partitions lie in place, and keep what is unmapped.
-    unitOptions: (device) => (directory.find(device) instanceof Version ? { provisioning } : { thin: false }),
+    // Volumes and snapshots of the log engine are thin; partitions lie in place, and keep what is unmapped. What other
+    // lanes have is of the engine.
+    unitOptions: (name) => {
+      const device = directory.find(name);
+      return device instanceof Version || device instanceof RemoteDevice ? { provisioning } : { thin: false };
+    },
   });
   return {
     *listen(address: Address) {

@@ -4,7 +4,7 @@
  */
 import { Refusal } from "#base/refusal";
 import { perform, start, type Task, TaskQueue } from "#base/task";
-import type { BlockDevice } from "#device/device";
+import { type BlockDevice, BlockOp } from "#device/device";
 import type { Address, Env, Line } from "#env/env";
 import { DirectoryReservationStore, ReservationBook } from "#scsi/reservation-store";
 import { DriveSet, type DriveSetFacts } from "#store/drive-set";
@@ -26,6 +26,7 @@ import {
 import { OpenSet } from "./open-set.ts";
 import { RemoteDevice } from "./remote-device.ts";
 import { clearReservations, describeReservations } from "./reservations.ts";
+import { Wishes } from "./wishes.ts";
 
 type Handlers = { [Call in LaneCall]: (given: LaneCalls[Call]["given"]) => Task<LaneCalls[Call]["reply"]> };
 type Given<Call extends LaneCall> = LaneCalls[Call]["given"];
@@ -44,6 +45,7 @@ export class Lane {
   readonly #directory = new LaneDirectory();
   readonly #book = new ReservationBook();
   readonly #table = new ProtectionTable(this.#directory, (device) => this.#book.gate(device.uuid));
+  readonly #wishes: Wishes;
   /** What other lanes have, by set. */
   readonly #placed = new Map<string, ReadonlyMap<string, RemoteDevice>>();
   readonly #drives: DriveSet;
@@ -57,6 +59,8 @@ export class Lane {
     this.#drives = new DriveSet(env);
     this.#makers = makers;
     this.#tell = tell;
+    this.#wishes = new Wishes(tell);
+    this.#book.share = (shared, cleared) => this.#wishes.ask("reservations", { shared, cleared });
   }
 
   /** Does a call and tells its one answer. What is thrown and is no refusal is a mistake, and goes on up. */
@@ -99,6 +103,9 @@ export class Lane {
     "reservations.open": ({ path }) => this.#openReservations(path),
     reservations: () => answer(() => describeReservations(this.#book)),
     "reservations.clear": ({ uuid }) => clearReservations(this.#book, uuid),
+    "reservations.take": ({ shared, cleared }) => now(() => this.#book.take(shared, cleared)),
+    "device.compare-write": (given) => this.#compareWrite(given),
+    answer: ({ wish, answer: said }) => now(() => this.#wishes.answer(wish, said)),
     meters: () => answer(() => this.#meters()),
     connections: () => answer(() => this.#connections()),
     facts: () => answer(() => this.#facts()),
@@ -191,13 +198,39 @@ export class Lane {
     for (const version of versions) {
       const known = before.get(version.name);
       const same = known?.uuid === version.uuid && known.lane === lane;
-      devices.set(version.name, same ? known : new RemoteDevice(this.#env, version, lane, address));
+      devices.set(version.name, same ? known : new RemoteDevice(this.#env, version, lane, address, this.#wishes));
     }
     if (devices.size === 0) this.#placed.delete(set);
     else this.#placed.set(set, devices);
     this.#directory.replaceRemote(before, devices);
     for (const [name, device] of before) if (devices.get(name) !== device) device.end();
     for (const version of versions) devices.get(version.name)!.resize(version.size);
+  }
+
+  /** For another lane, on a volume of this one. What reaches the device has been judged there. */
+  *#compareWrite({
+    volume,
+    offset,
+    fua,
+    data,
+  }: Given<"device.compare-write">): Task<LaneCalls["device.compare-write"]["reply"]> {
+    const device = this.#directory.find(volume);
+    if (device === undefined || !this.#directory.isOwn(volume)) return { status: "away", result: 0 };
+    const { memory } = this.#env;
+    const at = memory.allocate(data.length);
+    if (at === 0) return { status: "busy", result: 0 };
+    memory.bytes.set(data, at);
+    const { status, result } = yield* perform<BlockOp>((resume) => {
+      const op = new BlockOp(resume);
+      op.kind = "compare-write";
+      op.offset = offset;
+      op.length = data.length / 2;
+      op.at = at;
+      op.fua = fua;
+      device.submit(op);
+    });
+    memory.free(at);
+    return { status, result };
   }
 
   #startFront(given: FrontStart): void {

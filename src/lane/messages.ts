@@ -6,8 +6,10 @@
 import type { DrivesState } from "#base/drives";
 import type { Refusal, RefusalCode } from "#base/refusal";
 import type { RightsState } from "#base/rights";
+import type { Status } from "#base/status";
 import type { Bytes, Millis } from "#base/units";
 import type { Address, Peer, Tls } from "#env/env";
+import type { SharedReservations } from "#scsi/reservations";
 import type { DriveSetFacts } from "#store/drive-set";
 import type { NbdFrontFigures } from "#target/nbd-front";
 
@@ -50,6 +52,7 @@ export interface VersionFacts {
   readonly size: Bytes;
   readonly blockSize: number;
   readonly preferredBlockSize: number;
+  readonly atomicWriteBytes: Bytes;
   /** Milliseconds since 1970. */
   readonly created: number;
   /** The version that it descends from directly. */
@@ -64,7 +67,26 @@ export interface SpaceFacts {
   readonly shared: Bytes;
 }
 /** What other lanes are told of a version. */
-export type PlacedVersion = Pick<VersionFacts, "name" | "uuid" | "kind" | "size" | "blockSize" | "preferredBlockSize">;
+export type PlacedVersion = Pick<
+  VersionFacts,
+  "name" | "uuid" | "kind" | "size" | "blockSize" | "preferredBlockSize" | "atomicWriteBytes"
+>;
+
+/** What a lane wants of another one, by way of the control plane. */
+export interface LaneWishes {
+  /** What stands reserved on a volume now. Answered when all other lanes go by it. */
+  reservations: { given: { shared: SharedReservations; cleared: boolean }; answer: undefined };
+  /** Compare-and-write, which NBD does not have, on a volume of lane `lane`. */
+  "compare-write": { given: { lane: number } & CompareWrite; answer: { status: Status; result: number } };
+}
+export type LaneWish = keyof LaneWishes;
+/** `data`: what must be there, and as many bytes that are then written. */
+export interface CompareWrite {
+  readonly volume: string;
+  readonly offset: Bytes;
+  readonly fua: boolean;
+  readonly data: Uint8Array;
+}
 
 /** A change of a version set; each is durable when it is answered. */
 export type SetChange =
@@ -202,6 +224,12 @@ export interface LaneCalls {
   reservations: { given: undefined; reply: readonly ReservationFacts[] };
   /** Drops everything that is reserved or registered on a volume. Answers who held it. */
   "reservations.clear": { given: { uuid: string }; reply: readonly string[] };
+  /** What another lane has changed. */
+  "reservations.take": { given: LaneWishes["reservations"]["given"]; reply: undefined };
+  /** Done for a lane that cannot do it over NBD. */
+  "device.compare-write": { given: CompareWrite; reply: LaneWishes["compare-write"]["answer"] };
+  /** The answer to a wish of this lane, by its number. */
+  answer: { given: { wish: number; answer: unknown }; reply: undefined };
   meters: { given: undefined; reply: readonly MeterFacts[] };
   connections: { given: undefined; reply: readonly (ConnectionFacts & { readonly front: string })[] };
   facts: { given: undefined; reply: LaneFacts };
@@ -230,6 +258,7 @@ export type FromLane =
       readonly peer: Peer;
       readonly state: unknown;
     }
+  | { readonly type: "wish"; readonly id: number; readonly wish: LaneWish; readonly given: unknown }
   | { readonly type: "scrub-progress"; readonly job: string; readonly facts: ScrubFacts }
   /** The last word of a lane that found itself broken. */
   | { readonly type: "dying"; readonly reason: string };

@@ -129,7 +129,7 @@ export class OpenSet {
   }
 
   #describe(version: Version, connections: number): VersionFacts {
-    const { name, uuid, kind, size, blockSize, preferredBlockSize } = version;
+    const { name, uuid, kind, size, blockSize, preferredBlockSize, atomicWriteBytes } = version;
     // A version that was not measured yet is new: all that it has is inherited.
     const mapped = version.node.map.mapped * BLOCK_BYTES;
     const exclusive = Math.min(this.#spaces.get(name)?.exclusive ?? 0, mapped);
@@ -140,6 +140,7 @@ export class OpenSet {
       size,
       blockSize,
       preferredBlockSize,
+      atomicWriteBytes,
       created: version.createdAt,
       parent: this.engine.parentOf(name),
       space: { provisioned: size, mapped, exclusive, shared: mapped - exclusive },

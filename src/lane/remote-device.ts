@@ -1,13 +1,16 @@
 /**
  * A device of another lane. Connections that ask for it are given away to that lane where that is possible; where it is
  * not (under TLS, or in a session with devices of several lanes), its operations go there as NBD over a Unix socket.
+ * Compare-and-write, which NBD does not have, goes by way of the control plane.
  */
+import type { Status } from "#base/status";
 import { start } from "#base/task";
 import { type Bytes, MIB, type Millis } from "#base/units";
 import type { BlockDevice, BlockOp, DeviceWatcher } from "#device/device";
 import type { Address, Env } from "#env/env";
 import type { NbdClient } from "#initiator/nbd-client";
 import type { PlacedVersion } from "./messages.ts";
+import type { Wishes } from "./wishes.ts";
 
 const CONNECTIONS = 2;
 const REPLAY_BYTES = 4 * MIB;
@@ -20,9 +23,12 @@ export class RemoteDevice implements BlockDevice {
   readonly blockSize: number;
   readonly preferredBlockSize: number;
   readonly readOnly: boolean;
+  /** What one NBD request carries whole. */
+  readonly atomicWriteBytes: Bytes;
   readonly #env: Env;
   readonly #name: string;
   readonly #address: Address;
+  readonly #wishes: Wishes;
   readonly #watchers = new Set<DeviceWatcher>();
   readonly #waiting: BlockOp[] = [];
   #size: Bytes;
@@ -30,15 +36,17 @@ export class RemoteDevice implements BlockDevice {
   #isOpening = false;
   #isGone = false;
 
-  constructor(env: Env, facts: PlacedVersion, lane: number, address: Address) {
+  constructor(env: Env, facts: PlacedVersion, lane: number, address: Address, wishes: Wishes) {
     this.#env = env;
     this.#name = facts.name;
     this.#address = address;
+    this.#wishes = wishes;
     this.lane = lane;
     this.uuid = facts.uuid;
     this.blockSize = facts.blockSize;
     this.preferredBlockSize = facts.preferredBlockSize;
     this.readOnly = facts.kind === "snapshot";
+    this.atomicWriteBytes = Math.min(facts.atomicWriteBytes, REPLAY_BYTES / 4);
     this.#size = facts.size;
   }
 
@@ -49,6 +57,8 @@ export class RemoteDevice implements BlockDevice {
   submit(op: BlockOp): void {
     if (this.#isGone) {
       finish(op, "gone");
+    } else if (op.kind === "compare-write") {
+      this.#compareWrite(op);
     } else if (this.#client !== undefined) {
       this.#client.submit(op);
     } else {
@@ -77,6 +87,15 @@ export class RemoteDevice implements BlockDevice {
     for (const op of this.#waiting.splice(0)) finish(op, "gone");
     for (const watcher of [...this.#watchers]) watcher("gone");
     this.#client?.close()(() => {});
+  }
+
+  #compareWrite(op: BlockOp): void {
+    const { offset, fua, at, length } = op;
+    const data = this.#env.memory.bytes.slice(at, at + 2 * length);
+    this.#wishes.ask("compare-write", { lane: this.lane, volume: this.#name, offset, fua, data })((answer) => {
+      op.result = answer.result;
+      finish(op, answer.status);
+    });
   }
 
   #open(): void {
@@ -116,7 +135,7 @@ export class RemoteDevice implements BlockDevice {
   }
 }
 
-function finish(op: BlockOp, status: "gone" | "away"): void {
+function finish(op: BlockOp, status: Status): void {
   op.status = status;
   op.done(op);
 }

@@ -42,7 +42,7 @@ export function* clearReservations(book: ReservationBook, uuid: string): Task<re
     if (one.uuid !== uuid && !one.uuid.startsWith(`${uuid} `)) continue;
     const before = one.record();
     for (const nexus of one.clearAll()) hurt.add(nexus.slice(0, nexus.indexOf("|")));
-    const fault = yield* book.save(one);
+    const fault = yield* book.save(one, true);
     if (fault !== undefined) {
       one.restore(before);
       throw new Refusal("storage-failed", `Cannot save the cleared reservations (${fault})`);

@@ -4,11 +4,11 @@
  */
 import type { Memory } from "#base/memory";
 import { Refusal } from "#base/refusal";
-import { perform, type Task, TaskQueue } from "#base/task";
+import { type Effect, perform, type Task, TaskQueue } from "#base/task";
 import type { BlockOp } from "#device/device";
 import { CHANGES, type Gate } from "#device/guard";
 import { type Disk, type DiskFault, DiskOp, type File, isDiskFault } from "#env/env";
-import { type Registrant, type ReservationRecord, Reservations } from "./reservations.ts";
+import { type Registrant, type ReservationRecord, Reservations, type SharedReservations } from "./reservations.ts";
 
 export interface ReservationStore {
   /** All records there are. Throws `Refusal` "damaged" when one cannot be read: nothing is dropped silently. */
@@ -29,8 +29,15 @@ export class VolatileReservationStore implements ReservationStore {
   }
 }
 
-/** The reservations of a lane's volumes, in memory; what was made to persist is there again after a restart. */
+/**
+ * The reservations of a server's volumes, in memory; what was made to persist is there again after a restart. Every lane
+ * has a book with all of them: a change is answered when it is durable and in the books of all lanes.
+ */
 export class ReservationBook {
+  /** Tells the other lanes; resumes when each of them goes by it. `cleared`: by an operator, so that holders are told. */
+  share: ((shared: SharedReservations, cleared: boolean) => Effect<void>) | undefined;
+  /** What was told by other lanes before the store was loaded: it is newer. */
+  readonly #told = new Set<string>();
   #store: ReservationStore = new VolatileReservationStore();
   readonly #byUuid = new Map<string, Reservations>();
   readonly #saved = new Set<string>();
@@ -41,15 +48,28 @@ export class ReservationBook {
   *open(store: ReservationStore): Task<void> {
     this.#store = store;
     for (const record of yield* store.load()) {
-      this.#byUuid.set(record.uuid, new Reservations(record.uuid, record));
       this.#saved.add(record.uuid);
+      if (!this.#told.has(record.uuid)) this.of(record.uuid).restore(record);
     }
   }
 
   of(uuid: string): Reservations {
-    let found = this.#byUuid.get(uuid);
-    if (found === undefined) this.#byUuid.set(uuid, (found = new Reservations(uuid)));
-    return found;
+    const found = this.#byUuid.get(uuid);
+    if (found !== undefined) return found;
+    const made = new Reservations(uuid);
+    made.onDropped = () => this.share?.(made.shared, false)(() => {});
+    this.#byUuid.set(uuid, made);
+    return made;
+  }
+
+  /** Another lane has changed the reservations of a volume, and made that durable. */
+  take(shared: SharedReservations, cleared: boolean): void {
+    const { record } = shared;
+    this.#told.add(record.uuid);
+    this.of(record.uuid).take(shared);
+    if (record.aptpl && record.registrants.length > 0) this.#saved.add(record.uuid);
+    else this.#saved.delete(record.uuid);
+    if (cleared) this.tell(record.uuid);
   }
 
   /** Those of volumes on which something is reserved or registered. */
@@ -58,11 +78,11 @@ export class ReservationBook {
   }
 
   /**
-   * Makes the present state durable, if it is to persist or did before. The fault means that it is not: the caller
-   * takes its change back.
+   * Makes the present state durable, if it is to persist or did before, and tells the other lanes. The fault means that
+   * it is not durable: the caller takes its change back. `cleared`: by an operator.
    */
-  save(reservations: Reservations): Task<DiskFault | undefined> {
-    return this.#queue.run(this.#save(reservations));
+  save(reservations: Reservations, cleared = false): Task<DiskFault | undefined> {
+    return this.#queue.run(this.#save(reservations, cleared));
   }
 
   /** A volume was deleted: its reservations go with it. */
@@ -85,7 +105,13 @@ export class ReservationBook {
     for (const watcher of this.#watchers) watcher(uuid);
   }
 
-  *#save(reservations: Reservations): Task<DiskFault | undefined> {
+  *#save(reservations: Reservations, cleared: boolean): Task<DiskFault | undefined> {
+    const fault = yield* this.#keep(reservations);
+    if (fault === undefined && this.share !== undefined) yield* perform<void>(this.share(reservations.shared, cleared));
+    return fault;
+  }
+
+  *#keep(reservations: Reservations): Task<DiskFault | undefined> {
     const { uuid } = reservations;
     const keep = reservations.aptpl && reservations.registrants.length > 0;
     if (!keep && !this.#saved.has(uuid)) return undefined;

@@ -31,6 +31,13 @@ export interface ReservationRecord {
   readonly reservation: { readonly holder: string; readonly type: number } | undefined;
 }
 
+/** All of a volume's reservations, what ends with the process included: what the lanes of a server tell each other. */
+export interface SharedReservations {
+  readonly record: ReservationRecord;
+  /** The nexus that holds the unit by the old RESERVE. */
+  readonly legacy: string | undefined;
+}
+
 /** How a service action ended. "full": no room for another registration. */
 export type Outcome = "ok" | "conflict" | "invalid-parameter" | "invalid-release" | "full";
 
@@ -65,6 +72,8 @@ export class Reservations {
   #type = 0;
   /** The nexus that has the unit by the old RESERVE. */
   #legacy: string | undefined;
+  /** Called when a reset or the loss of a nexus has ended an old RESERVE: nobody waits for that to be told. */
+  onDropped: (() => void) | undefined;
 
   constructor(uuid: string, record?: ReservationRecord) {
     this.uuid = uuid;
@@ -232,7 +241,9 @@ export class Reservations {
   }
   /** A reset, or the loss of the nexus, ends the old kind of reservation, and never the persistent one. */
   dropLegacy(nexus?: string): void {
-    if (nexus === undefined || this.#legacy === nexus) this.#legacy = undefined;
+    if (this.#legacy === undefined || (nexus !== undefined && this.#legacy !== nexus)) return;
+    this.#legacy = undefined;
+    this.onDropped?.();
   }
 
   /** An operator's order: everything goes. Returns those who are hurt, by nexus name. */
@@ -254,6 +265,15 @@ export class Reservations {
       registrants: this.registrants,
       reservation: this.#holder === undefined ? undefined : { holder: this.#holder.nexus, type: this.#type },
     };
+  }
+
+  get shared(): SharedReservations {
+    return { record: this.record(), legacy: this.#legacy };
+  }
+  /** Becomes what another lane has told. */
+  take({ record, legacy }: SharedReservations): void {
+    this.restore(record);
+    this.#legacy = legacy;
   }
 
   /** Takes back what could not be made durable. */

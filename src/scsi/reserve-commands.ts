@@ -13,12 +13,13 @@ const ACTION_MASK = 0x1f;
 export const reserve: Step = (task) => {
   const EXTENT_OR_THIRD_PARTY = 0x1f;
   if ((task.byte(1) & EXTENT_OR_THIRD_PARTY) !== 0) return task.server.invalidField(task, 1);
-  if (!task.unit!.reservations.reserveLegacy(task.nexus.name)) return task.server.conflict(task);
-  task.server.end(task);
+  const { reservations } = task.unit!;
+  if (!reservations.reserveLegacy(task.nexus.name)) return task.server.conflict(task);
+  task.server.persist(task, () => reservations.dropLegacy(task.nexus.name));
 };
 export const release: Step = (task) => {
   if (!task.unit!.reservations.releaseLegacy(task.nexus.name)) return task.server.conflict(task);
-  task.server.end(task);
+  task.server.persist(task, () => {});
 };
 
 /* -------------------------------------------------------- PERSISTENT RESERVE IN */

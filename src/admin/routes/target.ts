@@ -38,8 +38,8 @@ export function targetHandlers(server: Server): Handlers<typeof targetRoutes> {
       const known = [...versions(server)].find(([, name]) => name === params.volume)?.[0];
       const uuid = known ?? (await reservations(server)).find((one) => one.volume === params.volume)?.uuid;
       if (uuid === undefined) throw new Refusal("not-found", `There is no volume "${params.volume}"`);
-      const answers = await server.lanes.ask("reservations.clear", { uuid });
-      const hurt = [...new Set(answers.flatMap(({ reply }) => reply))];
+      // The lane that does it tells the others.
+      const hurt = [...(await server.lanes.call(LISTENING_LANE, "reservations.clear", { uuid }))];
       server.log.warn({ volume: params.volume, hurt }, "Reservations cleared by the operator");
       return { volume: params.volume, hurt };
     },
