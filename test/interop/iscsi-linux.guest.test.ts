@@ -7,12 +7,15 @@ import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, describe, it } from "node:test";
 import { Guest } from "#test/support/guest";
+import { until } from "#test/support/program";
 import { Server } from "#test/support/server";
 import { freePort, tempFolder } from "#test/support/temp";
 
 const INITIATOR = "iqn.2024-01.test.guest:1";
 const SECRET = "in-secret-16byte";
 const MUTUAL = "out-secret-16byt";
+/** More than mkfs needs, and less than mkfs and fio together. */
+const FIO_COMMANDS = 1500;
 
 describe("a Linux initiator", { timeout: 600_000 }, () => {
   let server: Server;
@@ -101,15 +104,20 @@ describe("a Linux initiator", { timeout: 600_000 }, () => {
       sync; umount /run/m; e2fsck -fn $M; echo FSCK=$? FIO=$S; [ $S = 0 ]`,
       300_000,
     );
-    await new Promise((resolve) => setTimeout(resolve, 12_000));
+    const commands = async (): Promise<number> =>
+      (await server.json("sessions")).reduce((sum: number, one: { commands: number }) => sum + one.commands, 0);
+    const before = await commands();
+    await until("fio is under way", async () => (await commands()) > before + FIO_COMMANDS, 200_000);
     await server.kill();
     await server.restart();
     const output = await writing;
     assert.match(output, /FSCK=0 FIO=0/);
     await server.ashlar("volume", "resize", "db", "--size", "384M");
     const grown = await guest.run(`
-      iscsiadm -m session --rescan >/dev/null; sleep 2
-      blockdev --getsize64 $(readlink -f /dev/disk/by-path/*lun-0 | head -1)`);
-    assert.match(grown, /402653184/);
+      D=$(readlink -f /dev/disk/by-path/*lun-0 | head -1)
+      for try in $(seq 60); do
+        iscsiadm -m session --rescan >/dev/null 2>&1
+        [ $(blockdev --getsize64 $D) = 402653184 ] && echo GROWN && break; sleep 1; done`);
+    assert.match(grown, /GROWN/);
   });
 });
