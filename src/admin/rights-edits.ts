@@ -63,6 +63,7 @@ export function removeHost(state: RightsState, name: string): RightsState {
     ...state,
     hosts: state.hosts.filter((one) => one.name !== name),
     grants: state.grants.filter((grant) => grant.host !== name),
+    target: { ...state.target, redirects: state.target.redirects.filter((one) => one.host !== name) },
   };
 }
 

@@ -16,6 +16,31 @@ export interface RightsState {
   readonly limits: RightsLimits;
   /** What a local NBD client without credentials may do with every volume that is not granted to anybody. */
   readonly localNbd: LocalNbdRule;
+  readonly target: TargetRecord;
+}
+
+/** The iSCSI target, beyond where it listens. */
+export interface TargetRecord {
+  /** What was said about portals; of others, that they are in group 1 and for everybody. */
+  readonly portals: readonly PortalRecord[];
+  readonly redirects: readonly RedirectRecord[];
+}
+export interface PortalRecord {
+  /** Where it listens: `10.0.0.5:3260`, `[fd00::5]:3260`. */
+  readonly address: string;
+  /** 1 to 65535. Portals of one group are ways to the same target port; a session stays in its group. */
+  readonly groupTag: number;
+  /** Initiators of these networks are told of it (CIDR); where none is given, all that can reach it. */
+  readonly networks: readonly string[];
+  /** What initiators are told instead of its address. */
+  readonly advertise: string | undefined;
+}
+/** Where a host that logs in is sent instead. */
+export interface RedirectRecord {
+  readonly host: string;
+  /** `ADDRESS[:PORT]`. */
+  readonly address: string;
+  readonly permanent: boolean;
 }
 
 /**
@@ -106,4 +131,5 @@ export const RIGHTS_EMPTY: RightsState = {
   grants: [],
   limits: RIGHTS_LIMITS_DEFAULT,
   localNbd: "all",
+  target: { portals: [], redirects: [] },
 };

@@ -1,9 +1,11 @@
 /** The iSCSI front of a lane. */
 import { createHash } from "node:crypto";
 import { Refusal } from "#base/refusal";
+import { Meter } from "#device/meter";
 import { type Address, isNetError } from "#env/env";
 import { Version } from "#store/version";
 import { IscsiFront } from "#target/iscsi-front";
+import { portalName } from "#target/iscsi-portals";
 import type { Front, FrontContext } from "./front.ts";
 import { LISTEN_HINTS, LISTEN_REFUSALS } from "./listen-refusals.ts";
 import type { FrontStart, IscsiFacts, PoolFacts } from "./messages.ts";
@@ -20,9 +22,16 @@ export function makeIscsiFront({ env, table, directory, book }: FrontContext, st
   const { serverUuid = "" } = start.options as IscsiOptions;
   // Of the disk that all volumes share; nothing is known before it was looked at for the first time.
   let space: PoolFacts = { level: "ok", available: 0, used: 0 };
+  const meters = new Map<string, Meter>();
+  const meterOf = (device: string): Meter => {
+    let meter = meters.get(device);
+    if (meter === undefined) meters.set(device, (meter = new Meter()));
+    return meter;
+  };
   const provisioning = { available: () => space.available, used: () => space.used };
   const front = new IscsiFront(env, table, directory, book, {
     targetName: `${NAME_PREFIX}:${serverUuid.replaceAll("-", "").toLowerCase()}`,
+    meterOf,
     hash: (algorithm, bytes) => createHash(algorithm).update(bytes).digest(),
     // Volumes and snapshots of the log engine are thin; partitions lie in place, and keep what is unmapped. What other
     // lanes have is of the engine.
@@ -35,7 +44,7 @@ export function makeIscsiFront({ env, table, directory, book }: FrontContext, st
     *listen(address: Address) {
       if (!("host" in address))
         throw new Refusal("bad-request", "iSCSI listens on TCP only", "Give --iscsi ADDR:PORT.");
-      const at = yield* front.listen({ address });
+      const at = yield* front.listen(address);
       if (isNetError(at))
         throw new Refusal(LISTEN_REFUSALS[at.fault], `iSCSI cannot listen: ${at.detail}`, LISTEN_HINTS[at.fault]);
       return at;
@@ -52,7 +61,7 @@ export function makeIscsiFront({ env, table, directory, book }: FrontContext, st
           })),
         ),
       ),
-    meters: () => new Map(),
+    meters: () => meters,
     facts: () => describe(front),
     space: (now) => {
       if (space.level === "ok" && now.level !== "ok") front.tellThreshold();
@@ -66,11 +75,7 @@ export function makeIscsiFront({ env, table, directory, book }: FrontContext, st
 function describe(front: IscsiFront): IscsiFacts {
   return {
     iqn: front.targetName,
-    portals: front.portals.map(({ address, groupTag }) => ({
-      address:
-        "host" in address ? `${address.host.includes(":") ? `[${address.host}]` : address.host}:${address.port}` : "",
-      groupTag,
-    })),
+    portals: front.portals.map((portal) => ({ address: portalName(portal.address), groupTag: front.groupOf(portal) })),
     sessions: front.sessions.map((session) => {
       const connections = [...session.connections.values()];
       return {

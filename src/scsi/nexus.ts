@@ -4,6 +4,7 @@
  */
 
 import type { BlockDevice } from "#device/device";
+import type { Meter } from "#device/meter";
 import { Asc } from "#wire/scsi/codes";
 import type { PortIdentity } from "#wire/scsi/inquiry";
 import type { LogicalUnit } from "./unit.ts";
@@ -36,6 +37,8 @@ export interface UnitView {
   readonly lun: number;
   readonly unit: LogicalUnit;
   readonly device: BlockDevice;
+  /** Of the device, whoever uses it by this transport. */
+  readonly meter?: Meter | undefined;
 }
 /** What one host may see. */
 export interface UnitMap {

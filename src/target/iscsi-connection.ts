@@ -424,6 +424,7 @@ export class IscsiConnection implements Ear {
     task.isRead = isRead;
     task.isWrite = isWrite;
     task.held = turn === "early";
+    task.startedAt = this.heardAt;
     const { scsi } = task;
     for (let at = 0; at < 16; at += 4) scsi.cdb.setUint32(at, view.getUint32(head + SCSI_COMMAND.cdb + at));
     scsi.attribute =
@@ -536,6 +537,7 @@ export class IscsiConnection implements Ear {
     const view = units.find(lunOf(task));
     scsi.unit = view?.unit;
     scsi.device = view?.device;
+    task.meter = view?.meter;
     if (task.noRoom) {
       task.noRoom = false;
       scsi.status = SamStatus.BUSY;

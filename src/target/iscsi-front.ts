@@ -4,6 +4,7 @@
  */
 import { type Effect, perform, type Task } from "#base/task";
 import type { Millis } from "#base/units";
+import type { Meter } from "#device/meter";
 import { type Address, type Alarm, type Env, isNetError, type Line, type Listener, type NetError } from "#env/env";
 import type { Hash } from "#proto/iscsi/chap";
 import type { KnownInitiator, Login, LoginAuthority } from "#proto/iscsi/login";
@@ -12,9 +13,10 @@ import { Nexus, PortGroup, type TargetPort } from "#scsi/nexus";
 import type { ReservationBook } from "#scsi/reservation-store";
 import { DeviceServer } from "#scsi/server";
 import type { UnitOptions } from "#scsi/unit";
-import { AsyncEvent, ISCSI_PORT, LoginStatus } from "#wire/iscsi/codes";
+import { AsyncEvent, LoginStatus } from "#wire/iscsi/codes";
 import { Asc } from "#wire/scsi/codes";
 import { type ConnectionHome, IscsiConnection } from "./iscsi-connection.ts";
+import { type Portal, portalSettings, portalsFor } from "./iscsi-portals.ts";
 import { IscsiSession, type SessionHome } from "./iscsi-session.ts";
 import { IscsiTask } from "./iscsi-task.ts";
 import { UnitRegistry } from "./iscsi-units.ts";
@@ -35,30 +37,15 @@ const REFUSALS_MAX = 64;
 /** When the server stops: after how long initiators should come back. */
 const STOP_WAIT_SECONDS = 2;
 
-export interface PortalOptions {
-  readonly address: Address;
-  /** 1 when not given. Portals of one group are ways to the same target port. */
-  readonly groupTag?: number;
-  /** What SendTargets tells instead of the address that the initiator has connected to, for networks behind another. */
-  readonly advertise?: string;
-}
-
 export interface IscsiFrontOptions {
   /** `iqn.…`, in lower case. */
   readonly targetName: string;
   readonly targetAlias?: string;
   readonly hash: Hash;
   readonly limits?: Partial<TargetLimits>;
-  /** Where initiators are to go instead, by host. */
-  readonly redirect?: (host: string) => { readonly address: string; readonly permanent: boolean } | undefined;
   readonly unitOptions?: (device: string) => UnitOptions;
   readonly silenceMs?: Millis;
-}
-
-export interface Portal {
-  readonly address: Address;
-  readonly groupTag: number;
-  readonly advertise: string | undefined;
+  readonly meterOf?: (device: string) => Meter | undefined;
 }
 
 export interface Refused {
@@ -108,7 +95,7 @@ export class IscsiFront implements ConnectionHome, SessionHome {
     this.memory = env.memory;
     this.turn = env.turn;
     this.server = new DeviceServer(env, book);
-    this.units = new UnitRegistry(table, directory, book, options.unitOptions);
+    this.units = new UnitRegistry(table, directory, book, options.unitOptions, options.meterOf);
     this.targetName = options.targetName;
     this.#options = options;
     this.#limits = { ...TARGET_LIMITS, ...options.limits };
@@ -120,17 +107,13 @@ export class IscsiFront implements ConnectionHome, SessionHome {
   }
 
   /** Accepts connections at an address too. The value is where it listens, or why it cannot. */
-  *listen(options: PortalOptions): Task<Address | NetError> {
-    const groupTag = options.groupTag ?? 1;
-    this.#portOf(groupTag);
+  *listen(address: Address): Task<Address | NetError> {
     const pending: Portal[] = [];
     const listener = yield* perform(
-      this.env.net.listen(options.address, (line) =>
-        this.accept(line, pending[0] ?? { address: options.address, groupTag, advertise: options.advertise }),
-      ),
+      this.env.net.listen(address, (line) => this.accept(line, pending[0] ?? { address })),
     );
     if (isNetError(listener)) return listener;
-    const portal = { address: listener.address, groupTag, advertise: options.advertise };
+    const portal = { address: listener.address };
     pending.push(portal);
     this.portals.push(portal);
     this.#listeners.push(listener);
@@ -201,14 +184,14 @@ export class IscsiFront implements ConnectionHome, SessionHome {
     return {
       targetName: this.targetName,
       targetAlias: this.#options.targetAlias ?? "",
-      portalGroupTag: portal.groupTag,
+      portalGroupTag: this.groupOf(portal),
       limits: this.#limits,
       hash: this.#options.hash,
       random: (to) => this.env.random.fill(to),
       identify: (name) => this.#identify(name),
       redirect: (name) => {
         const host = this.#identify(name)?.host;
-        return host === undefined ? undefined : this.#options.redirect?.(host);
+        return this.units.table.target.redirects.find((one) => one.host === host);
       },
       admit: (login) => this.#admit(connection, login),
       joining: (name, isid, tsih) => this.#joining(name, isid, tsih),
@@ -254,19 +237,16 @@ export class IscsiFront implements ConnectionHome, SessionHome {
     // Who may see nothing is told of nothing.
     if (this.#identify(name) === undefined) return [];
     const answers: [string, string][] = [["TargetName", this.targetName]];
-    for (const portal of this.portals)
-      answers.push(["TargetAddress", `${this.#advertised(portal, connection)},${portal.groupTag}`]);
+    const { host, localHost } = connection.line.peer;
+    const arrival = { portal: this.#portalOf.get(connection)!, host, localHost };
+    for (const address of portalsFor(arrival, this.portals, this.units.table.target.portals))
+      answers.push(["TargetAddress", address]);
     return answers;
   }
 
-  /** How the initiator reaches a portal: the address configured, the one it listens on, or the one it has come by. */
-  #advertised(portal: Portal, connection: IscsiConnection): string {
-    if (portal.advertise !== undefined) return portal.advertise;
-    const { localHost } = connection.line.peer;
-    if (!("host" in portal.address)) return `${bracket(localHost)}:${ISCSI_PORT}`;
-    const { host, port } = portal.address;
-    const isAny = host === "" || host === "0.0.0.0" || host === "::";
-    return `${bracket(isAny ? localHost : host)}:${port}`;
+  /** The group of a portal, as it is now: new sessions go by it. */
+  groupOf(portal: Portal): number {
+    return portalSettings(portal, this.units.table.target.portals).groupTag;
   }
 
   /* --------------------------------------------------------------------- for sessions */
@@ -321,7 +301,7 @@ export class IscsiFront implements ConnectionHome, SessionHome {
     const session = this.#sessions.get(login.tsih);
     if (session === undefined || session.ending) return LoginStatus.SESSION_DOES_NOT_EXIST;
     if (session.isDiscovery) return LoginStatus.CANNOT_INCLUDE_IN_SESSION;
-    if (this.#portalOf.get(connection)?.groupTag !== session.nexus?.port.group)
+    if (this.groupOf(this.#portalOf.get(connection)!) !== session.nexus?.port.group)
       return LoginStatus.CANNOT_INCLUDE_IN_SESSION;
     const before = session.connections.get(login.cid);
     if (before === undefined && session.connections.size >= session.parameters.maxConnections)
@@ -339,7 +319,7 @@ export class IscsiFront implements ConnectionHome, SessionHome {
   #openSession(connection: IscsiConnection, login: Login): { readonly tsih: number } | number {
     const tsih = this.#freeTsih();
     if (tsih === 0) return LoginStatus.OUT_OF_RESOURCES;
-    const groupTag = this.#portalOf.get(connection)?.groupTag ?? 1;
+    const groupTag = this.groupOf(this.#portalOf.get(connection)!);
     const key = `${login.initiatorName} ${login.isid} ${login.isDiscovery ? "discovery" : groupTag}`;
     const before = this.#byKey.get(key);
     if (before !== undefined) {
@@ -371,6 +351,8 @@ export class IscsiFront implements ConnectionHome, SessionHome {
 
   #startSession(session: IscsiSession, groupTag: number, isAgain: boolean): void {
     if (session.ending) return;
+    // All groups are there for those who ask for them, also those that nobody has come by.
+    for (const portal of this.portals) this.#portOf(this.groupOf(portal));
     const port = this.#portOf(groupTag);
     const name = `${session.initiatorName},i,0x${session.isid}`;
     const greeting = isAgain ? Asc.NEXUS_LOSS : Asc.POWER_ON_OR_RESET;
@@ -434,5 +416,3 @@ export class IscsiFront implements ConnectionHome, SessionHome {
     drained();
   }
 }
-
-const bracket = (host: string): string => (host.includes(":") ? `[${host.replace(/%.*$/, "")}]` : host);

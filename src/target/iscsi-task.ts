@@ -2,11 +2,15 @@
  * One SCSI command of an iSCSI session: its slot. It knows which data of the initiator is still to come (RFC 7143 §4.2.5,
  * §11.7, §11.8), and writes its own Data-In, R2T and Response PDUs when the connection has room for them.
  */
+import type { Millis } from "#base/units";
+import type { Meter } from "#device/meter";
+import { kindOf } from "#scsi/kinds";
 import type { DeviceServer } from "#scsi/server";
 import { ScsiTask, type TaskTransport } from "#scsi/task";
 import { BHS, DATA_IN, isBefore, R2T, SCSI_RESPONSE } from "#wire/iscsi/bhs";
 import { DataInFlag, Opcode, RESERVED_TAG, ResponseFlag } from "#wire/iscsi/codes";
 import { SamStatus, SenseKey } from "#wire/scsi/codes";
+import { statusOf } from "#wire/scsi/status";
 import type { IscsiConnection } from "./iscsi-connection.ts";
 import type { Outbox, Sendable } from "./iscsi-outbox.ts";
 import type { IscsiSession } from "./iscsi-session.ts";
@@ -76,6 +80,9 @@ export class IscsiTask implements Sendable, TaskTransport {
   /** A line is receiving into its buffer. */
   pinned = false;
   endWhenUnpinned = false;
+  /** Of its unit; and when its header had come. */
+  meter: Meter | undefined = undefined;
+  startedAt: Millis = 0;
 
   constructor(server: DeviceServer) {
     this.scsi = new ScsiTask(server, this);
@@ -103,6 +110,7 @@ export class IscsiTask implements Sendable, TaskTransport {
     this.noRoom = false;
     this.pinned = false;
     this.endWhenUnpinned = false;
+    this.meter = undefined;
     for (const one of this.solicited) one.open = one.unsent = false;
   }
 
@@ -370,7 +378,17 @@ export class IscsiTask implements Sendable, TaskTransport {
   }
   #answered(outbox: Outbox): void {
     this.answered = true;
+    if (this.meter !== undefined) this.#note(this.meter);
     outbox.finished(this);
+  }
+
+  /** A command that was answered before, on a connection that is lost, is counted again with its second answer. */
+  #note(meter: Meter): void {
+    const { scsi } = this;
+    const kind = kindOf(scsi);
+    if (kind === undefined) return;
+    const took = scsi.server.env.clock.now() - this.startedAt;
+    meter.note(kind, scsi.total, took, statusOf(scsi.status, scsi.sense));
   }
 
   #writeDataIn(outbox: Outbox, length: number, isLast: boolean, isFinal: boolean, withStatus: boolean): boolean {

@@ -4,6 +4,7 @@
  */
 import type { BlockDevice } from "#device/device";
 import { Guard } from "#device/guard";
+import type { Meter } from "#device/meter";
 import type { Nexus, UnitMap, UnitView } from "#scsi/nexus";
 import type { ReservationBook } from "#scsi/reservation-store";
 import { LogicalUnit, type UnitOptions } from "#scsi/unit";
@@ -21,6 +22,7 @@ export class UnitRegistry {
   readonly #directory: DeviceDirectory;
   readonly #book: ReservationBook;
   readonly #optionsOf: (device: string) => UnitOptions;
+  readonly meterOf: (device: string) => Meter | undefined;
   readonly #units = new Map<string, Shared>();
   readonly #hosts = new Map<string, HostUnits>();
 
@@ -29,11 +31,13 @@ export class UnitRegistry {
     directory: DeviceDirectory,
     book: ReservationBook,
     optionsOf: (device: string) => UnitOptions = () => ({}),
+    meterOf: (device: string) => Meter | undefined = () => undefined,
   ) {
     this.table = table;
     this.#directory = directory;
     this.#book = book;
     this.#optionsOf = optionsOf;
+    this.meterOf = meterOf;
   }
 
   get units(): LogicalUnit[] {
@@ -92,6 +96,11 @@ interface Opened extends UnitView {
   readonly guard: Guard;
 }
 
+/** Sessions that have the unit. */
+function count({ meter }: UnitView, change: number): void {
+  if (meter !== undefined) meter.connections += change;
+}
+
 export class HostUnits implements UnitMap {
   readonly #registry: UnitRegistry;
   readonly #host: string;
@@ -119,12 +128,18 @@ export class HostUnits implements UnitMap {
 
   add(nexus: Nexus): void {
     this.#nexuses.add(nexus);
-    for (const view of this.#views.values()) view.unit.join(nexus);
+    for (const view of this.#views.values()) {
+      view.unit.join(nexus);
+      count(view, 1);
+    }
   }
   /** True when that was the last session of the host. */
   remove(nexus: Nexus): boolean {
-    this.#nexuses.delete(nexus);
-    for (const view of this.#views.values()) view.unit.leave(nexus);
+    const wasIn = this.#nexuses.delete(nexus);
+    for (const view of this.#views.values()) {
+      view.unit.leave(nexus);
+      if (wasIn) count(view, -1);
+    }
     return this.#nexuses.size === 0;
   }
 
@@ -176,8 +191,11 @@ export class HostUnits implements UnitMap {
     if (isNotOpened(guard)) return this.#registry.release(acquired.key, acquired.unit);
     // The device server judges reservations by the nexus, which a gate does not know.
     guard.gate = undefined;
-    this.#views.set(number, { lun: number, unit: acquired.unit, device: guard, key: acquired.key, guard });
+    const meter = this.#registry.meterOf(this.#registry.table.grant(this.#host, number)!.device);
+    const view = { lun: number, unit: acquired.unit, device: guard, key: acquired.key, guard, meter };
+    this.#views.set(number, view);
     for (const nexus of this.#nexuses) acquired.unit.join(nexus);
+    count(view, this.#nexuses.size);
   }
 
   #close(number: number): void {
@@ -185,6 +203,7 @@ export class HostUnits implements UnitMap {
     if (view === undefined) return;
     this.#views.delete(number);
     for (const nexus of this.#nexuses) view.unit.leave(nexus);
+    count(view, -this.#nexuses.size);
     this.#registry.table.close(this.#host, view.guard);
     this.#registry.release(view.key, view.unit);
   }

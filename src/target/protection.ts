@@ -13,6 +13,7 @@ import {
   RIGHTS_EMPTY,
   type RightsLimits,
   type RightsState,
+  type TargetRecord,
 } from "#base/rights";
 import type { BlockDevice } from "#device/device";
 import { type Gate, Guard } from "#device/guard";
@@ -92,6 +93,10 @@ export class ProtectionTable {
   }
   get generation(): number {
     return this.#state.generation;
+  }
+  /** Settings of the iSCSI target. */
+  get target(): TargetRecord {
+    return this.#state.target;
   }
   get hosts(): readonly HostRecord[] {
     return this.#state.hosts;

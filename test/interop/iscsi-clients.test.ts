@@ -139,6 +139,62 @@ describe("iSCSI clients", () => {
     one.close();
   });
 
+  it("is measured per volume, as NBD is", async () => {
+    const one = await open(ONE, 4);
+    const two = await open(TWO, 4);
+    const RESERVE_6 = [0x16, 0, 0, 0, 0, 0];
+    const SYNCHRONIZE = [0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    assert.equal((await one.run(write10(0, 1), { write: Buffer.alloc(512, 3) })).status, 0);
+    assert.equal((await one.run(read10(0, 1), { read: 512 })).status, 0);
+    assert.equal((await one.run(SYNCHRONIZE)).status, 0);
+    assert.equal((await one.run(RESERVE_6)).status, 0);
+    assert.equal((await two.run(read10(0, 1), { read: 512 })).status, CONFLICT);
+    const metrics = await server.ashlar("metrics");
+    const of = 'volume="shared",front="iscsi"';
+    for (const op of ["read", "write", "flush"])
+      assert.match(metrics, new RegExp(`ashlar_operation_duration_seconds_count\\{${of},op="${op}"\\} [1-9]`));
+    assert.match(metrics, new RegExp(`ashlar_operation_bytes_total\\{${of},op="read"\\} [1-9]`));
+    assert.match(metrics, new RegExp(`ashlar_operation_errors_total\\{${of},status="conflict"\\} [1-9]`));
+    assert.match(metrics, new RegExp(`ashlar_connections\\{${of}\\} [2-9]`));
+    one.close();
+    two.close();
+  });
+
+  it("portals are told as the operator says, and a host is sent elsewhere at its login", async () => {
+    const discover = async (): Promise<string> => {
+      const some = await RawInitiator.connect(port);
+      assert.equal(await some.login({ initiator: ONE }), 0);
+      const told = await some.sendTargets("All");
+      some.close();
+      return told;
+    };
+    const here = `127.0.0.1:${port}`;
+    assert.match(await discover(), new RegExp(`TargetAddress=${here},1`));
+    await server.ashlar("target", "portal", "set", here, "--group", "7", "--advertise", "san.example:3261");
+    assert.match(await discover(), /TargetAddress=san\.example:3261,7/);
+    await server.ashlar("target", "portal", "set", here, "--network", "10.0.0.0/8");
+    assert.match(await discover(), new RegExp(`TargetAddress=${here},7`));
+    const { portals } = await server.json("target", "show");
+    assert.deepEqual(portals, [
+      { address: here, groupTag: 7, networks: ["10.0.0.0/8"], advertise: "san.example:3261" },
+    ]);
+    await server.ashlar("target", "portal", "reset", here);
+
+    await server.ashlar("target", "redirect", "set", "two", "[fd00::9]");
+    let some = await RawInitiator.connect(port);
+    const MOVED_TEMPORARILY = 0x0101;
+    const MOVED_PERMANENTLY = 0x0102;
+    assert.equal(await some.login({ initiator: TWO, target: iqn }), MOVED_TEMPORARILY);
+    assert.equal(some.answers.get("TargetAddress"), "[fd00::9]:3260");
+    await server.ashlar("target", "redirect", "set", "two", "other.example:3300", "--permanent");
+    assert.match(await server.ashlar("target", "redirect"), /two: sent to other\.example:3300 for ever/);
+    assert.match(await server.ashlar("explain", "two"), /sent to other\.example:3300/);
+    some = await RawInitiator.connect(port);
+    assert.equal(await some.login({ initiator: TWO, target: iqn }), MOVED_PERMANENTLY);
+    await server.ashlar("target", "redirect", "rm", "two");
+    (await open(TWO, 5)).close();
+  });
+
   it("growth, new units and lost rights are seen without a new login", async () => {
     const one = await open(ONE, 7);
     const capacity = async (): Promise<number> =>

@@ -298,6 +298,16 @@ export class RawInitiator {
     }
   }
 
+  /** Asks for targets (RFC 7143 Appendix C); the text of the answer. */
+  async sendTargets(what: string): Promise<string> {
+    const words = { 16: this.nextTag++, 20: 0xffffffff, 24: this.cmdSn++, 28: this.expStatSn };
+    this.send(header(0x04, 0x80, words), text({ SendTargets: what }));
+    for (;;) {
+      const pdu = await this.read();
+      if (pdu.opcode === 0x24) return pdu.data.toString("latin1").replaceAll("\0", "\n");
+    }
+  }
+
   /** Fetches unit attentions until there are none. */
   async settle(): Promise<void> {
     for (let tries = 0; tries < 10; tries++) if ((await this.run(TUR)).status === 0) return;

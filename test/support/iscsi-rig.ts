@@ -108,7 +108,7 @@ export async function startRig(options: RigOptions, address = "127.0.0.1", port 
     unitOptions: (device) => byName.get(device) ?? {},
     ...options.front,
   });
-  const where = await promiseOf(front.listen({ address: { host: address, port } }));
+  const where = await promiseOf(front.listen({ host: address, port }));
   if (isNetError(where) || !("port" in where)) throw new Error("cannot listen");
   const stop = (): Promise<void> => new Promise((resolve) => front.drain()(resolve));
   return { env, devices, table, book, front, port: where.port, stop };

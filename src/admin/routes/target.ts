@@ -5,6 +5,7 @@ import type { Handlers } from "../http.ts";
 import type { ApiReply } from "../schema/api.ts";
 import type { targetRoutes } from "../schema/target.ts";
 import { LISTENING_LANE, type Server } from "../server.ts";
+import { removeRedirect, resetPortal, setPortal, setRedirect } from "../target-edits.ts";
 
 type Reservation = ApiReply<"GET /v1/reservations">[number];
 type Finding = ApiReply<"GET /v1/hosts/{name}/explain">["findings"][number];
@@ -13,7 +14,34 @@ export function targetHandlers(server: Server): Handlers<typeof targetRoutes> {
   return {
     "GET /v1/target": async () => {
       const { iqn, portals } = await iscsi(server);
-      return { iqn, portals: portals.map((portal) => ({ ...portal })) };
+      const said = new Map(server.rights.state.target.portals.map((one) => [one.address, one]));
+      return {
+        iqn,
+        portals: portals.map((portal) => ({
+          ...portal,
+          networks: [...(said.get(portal.address)?.networks ?? [])],
+          advertise: said.get(portal.address)?.advertise ?? null,
+        })),
+      };
+    },
+    "PUT /v1/target/portals/{portal}": async ({ params, body }) => {
+      await server.rights.change((state) => setPortal(state, params.portal, body));
+      return {};
+    },
+    "DELETE /v1/target/portals/{portal}": async ({ params }) => {
+      await server.rights.change((state) => resetPortal(state, params.portal));
+      return {};
+    },
+    "GET /v1/target/redirects": () => server.rights.state.target.redirects.map((one) => ({ ...one })),
+    "PUT /v1/target/redirects/{host}": async ({ params: { host }, body }) => {
+      await server.rights.change((state) => setRedirect(state, { host, ...body }));
+      const made = server.rights.state.target.redirects.find((one) => one.host === host)!;
+      server.log.info({ ...made }, "A host is sent elsewhere at its next iSCSI login");
+      return { ...made };
+    },
+    "DELETE /v1/target/redirects/{host}": async ({ params }) => {
+      await server.rights.change((state) => removeRedirect(state, params.host));
+      return {};
     },
     "GET /v1/sessions": async () => {
       if (server.settings.fronts["iscsi"] === undefined) return [];
@@ -90,6 +118,12 @@ async function explain(server: Server, name: string): Promise<ApiReply<"GET /v1/
   const say = (severity: Finding["severity"], text: string): void => void findings.push({ severity, text });
   const own = grants.filter((grant) => grant.host === name);
   if (own.length === 0) say("warning", "It has no grants: a login shows it no units. Give it one with `ashlar grant`.");
+  const elsewhere = server.rights.state.target.redirects.find((one) => one.host === name);
+  if (elsewhere !== undefined)
+    say(
+      "warning",
+      `Its iSCSI logins are sent to ${elsewhere.address}. \`ashlar target redirect rm ${name}\` ends that.`,
+    );
   if (server.settings.fronts["iscsi"] === undefined) say("info", "The server has no iSCSI target (`--iscsi`).");
   else {
     const facts = await iscsi(server);

@@ -5,9 +5,22 @@ import { moment, Nothing, route } from "./route.ts";
 export const Target = z
   .object({
     iqn: z.string(),
-    portals: z.array(z.object({ address: z.string(), groupTag: z.int() })),
+    portals: z.array(
+      z.object({
+        address: z.string(),
+        groupTag: z.int(),
+        /** Initiators of these are told of it; empty: all that can reach it. */
+        networks: z.array(z.string()),
+        /** What they are told instead of its address. */
+        advertise: z.string().nullable(),
+      }),
+    ),
   })
   .meta({ id: "Target" });
+
+export const Redirect = z
+  .object({ host: z.string(), address: z.string(), permanent: z.boolean() })
+  .meta({ id: "Redirect" });
 
 export const Session = z
   .object({
@@ -55,6 +68,33 @@ const OfVolume = z.object({ volume: z.string() });
 
 export const targetRoutes = {
   "GET /v1/target": route({ summary: "The iSCSI target: its name, and where it listens", reply: Target }),
+  "PUT /v1/target/portals/{portal}": route({
+    summary: "Say of a portal which group it is in, which networks are told of it, and as what; for new logins",
+    params: z.object({ portal: z.string() }),
+    body: z.object({
+      groupTag: z.int().optional(),
+      networks: z.array(z.string()).optional(),
+      advertise: z.string().optional(),
+    }),
+    reply: Nothing,
+  }),
+  "DELETE /v1/target/portals/{portal}": route({
+    summary: "Forget what was said of a portal",
+    params: z.object({ portal: z.string() }),
+    reply: Nothing,
+  }),
+  "GET /v1/target/redirects": route({ summary: "Hosts that are sent elsewhere", reply: z.array(Redirect) }),
+  "PUT /v1/target/redirects/{host}": route({
+    summary: "Send a host elsewhere from its next login on",
+    params: z.object({ host: z.string() }),
+    body: z.object({ address: z.string(), permanent: z.boolean().default(false) }),
+    reply: Redirect,
+  }),
+  "DELETE /v1/target/redirects/{host}": route({
+    summary: "Let a host log in here again",
+    params: z.object({ host: z.string() }),
+    reply: Nothing,
+  }),
   "GET /v1/sessions": route({ summary: "iSCSI sessions", reply: z.array(Session) }),
   "DELETE /v1/sessions/{session}": route({
     summary: "End an iSCSI session; the initiator will come back if it may",

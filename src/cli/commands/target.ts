@@ -14,10 +14,14 @@ export function addTargetCommands(program: Command): void {
       context.show(await context.api.call("GET /v1/target", {}), ({ iqn, portals }) =>
         facts([
           ["iqn", iqn],
-          ["portals", portals.map(({ address, groupTag }) => `${address},${groupTag}`).join(" ")],
+          ["portals", portals.map(formatPortal).join("\n")],
         ]),
       );
     });
+  addPortalCommands(
+    target.command("portal").description("which portals are told to whom, and in which group they are"),
+  );
+  addRedirectCommands(target.command("redirect").description("hosts that are sent elsewhere when they log in"));
 
   const sessions = program.command("sessions").description("iSCSI sessions");
   sessions
@@ -64,6 +68,84 @@ export function addTargetCommands(program: Command): void {
       const context = new Context(command);
       context.show(await context.api.call("GET /v1/hosts/{name}/explain", { params: { name } }), formatExplanation);
     });
+}
+
+interface PortalOptions {
+  readonly group?: string;
+  readonly network?: string[];
+  readonly advertise?: string;
+}
+function addPortalCommands(portal: Command): void {
+  const collect = (value: string, before: string[] | undefined): string[] => [...(before ?? []), value];
+  portal
+    .command("set <portal>")
+    .description("for new logins; what is not given stays as it is")
+    .option("--group <tag>", "its portal group: 1 to 65535")
+    .option("--network <cidr>", "only initiators of this network are told of it; may be repeated", collect)
+    .option("--advertise <addr:port>", "what they are told instead of its address")
+    .action(async (name: string, { group, network, advertise }: PortalOptions, command: Command) => {
+      const context = new Context(command);
+      const body = {
+        ...(group === undefined ? {} : { groupTag: Number(group) }),
+        ...(network === undefined ? {} : { networks: network }),
+        ...(advertise === undefined ? {} : { advertise }),
+      };
+      await context.api.call("PUT /v1/target/portals/{portal}", { params: { portal: name }, body });
+      context.show({ portal: name, ...body }, () => `portal ${name}: set`);
+    });
+  portal
+    .command("reset <portal>")
+    .description("group 1 again, told to all that can reach it")
+    .action(async (name: string, _options: object, command: Command) => {
+      const context = new Context(command);
+      await context.api.call("DELETE /v1/target/portals/{portal}", { params: { portal: name } });
+      context.show({ reset: name }, () => `portal ${name}: reset`);
+    });
+}
+
+function addRedirectCommands(redirect: Command): void {
+  redirect
+    .command("ls", { isDefault: true })
+    .description("list them")
+    .action(async (_options: object, command: Command) => {
+      const context = new Context(command);
+      context.show(await context.api.call("GET /v1/target/redirects", {}), (all) =>
+        all.length === 0 ? "Nobody is sent elsewhere" : all.map(formatRedirect).join("\n"),
+      );
+    });
+  redirect
+    .command("set <host> <address>")
+    .description("send a host elsewhere from its next login on")
+    .option("--permanent", 'say "moved permanently" rather than "temporarily"')
+    .action(async (host: string, address: string, options: { permanent?: boolean }, command: Command) => {
+      const context = new Context(command);
+      const body = { address, permanent: options.permanent ?? false };
+      context.show(
+        await context.api.call("PUT /v1/target/redirects/{host}", { params: { host }, body }),
+        (made) => `${formatRedirect(made)}; \`ashlar sessions end\` makes those log in again that are there`,
+      );
+    });
+  redirect
+    .command("rm <host>")
+    .description("let it log in here again")
+    .action(async (host: string, _options: object, command: Command) => {
+      const context = new Context(command);
+      await context.api.call("DELETE /v1/target/redirects/{host}", { params: { host } });
+      context.show({ removed: host }, () => `${host}: logs in here again`);
+    });
+}
+
+const formatRedirect = ({ host, address, permanent }: ApiReply<"GET /v1/target/redirects">[number]): string =>
+  `${host}: sent to ${address} ${permanent ? "for ever" : "for the time being"}`;
+
+function formatPortal({
+  address,
+  groupTag,
+  networks,
+  advertise,
+}: ApiReply<"GET /v1/target">["portals"][number]): string {
+  const told = advertise === null ? "" : ` as ${advertise}`;
+  return `${address},${groupTag}${told}${networks.length === 0 ? "" : ` to ${networks.join(" ")}`}`;
 }
 
 function formatSessions(sessions: ApiReply<"GET /v1/sessions">): string {

@@ -1,4 +1,4 @@
-/** What a block operation's status means in SCSI: SAM-5 status, and sense key and code where it is CHECK CONDITION. */
+/** What a block operation's status means in SCSI: SAM-5 status, and sense key and code where it is CHECK CONDITION; and back. */
 import type { Status } from "#base/status";
 import { Asc, SamStatus, SenseKey } from "./codes.ts";
 
@@ -28,3 +28,26 @@ export const SCSI_STATUS = {
   gone: check(SenseKey.ILLEGAL_REQUEST, Asc.LOGICAL_UNIT_NOT_SUPPORTED),
   aborted: check(SenseKey.ABORTED_COMMAND, Asc.NONE),
 } as const satisfies Record<Status, ScsiStatus>;
+
+const BY_KEY: Readonly<Record<number, Status>> = {
+  [SenseKey.MEDIUM_ERROR]: "medium",
+  [SenseKey.HARDWARE_ERROR]: "failed",
+  [SenseKey.DATA_PROTECT]: "denied",
+  [SenseKey.MISCOMPARE]: "miscompare",
+  [SenseKey.NOT_READY]: "away",
+  [SenseKey.ABORTED_COMMAND]: "aborted",
+  [SenseKey.UNIT_ATTENTION]: "aborted",
+};
+const BY_ASC: Readonly<Record<number, Status>> = {
+  [Asc.SPACE_ALLOCATION_FAILED]: "full",
+  [Asc.LBA_OUT_OF_RANGE]: "range",
+  [Asc.LOGICAL_UNIT_NOT_SUPPORTED]: "gone",
+};
+
+/** How a command ended, in the words of all protocols: for metrics. */
+export function statusOf(status: number, sense: { readonly key: number; readonly asc: number }): Status {
+  if (status === SamStatus.GOOD || status === SamStatus.CONDITION_MET) return "ok";
+  if (status === SamStatus.RESERVATION_CONFLICT) return "conflict";
+  if (status !== SamStatus.CHECK_CONDITION) return "busy";
+  return BY_ASC[sense.asc] ?? BY_KEY[sense.key] ?? "invalid";
+}
