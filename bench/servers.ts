@@ -118,6 +118,10 @@ export interface AshlarOptions {
   readonly args?: readonly string[];
   readonly nodeArgs?: readonly string[];
   readonly cwd?: string;
+  /** A command that runs the server: in a network namespace, for example. */
+  readonly prefix?: readonly string[];
+  /** Where NBD listens: 127.0.0.1 if nothing is said. */
+  readonly address?: string;
 }
 
 /** Our server in a process of its own, with the command line that talks to it. */
@@ -140,26 +144,14 @@ export class AshlarServer implements Rival {
     mkdirSync(data, { recursive: true });
     const port = await freePort();
     const kind = options.env ?? "auto";
-    const program = new Program(
-      process.execPath,
-      [
-        ...(options.nodeArgs ?? []),
-        ...[
-          options.nodeArgs === undefined ? ASHLAR : MODULES,
-          "serve",
-          "--data",
-          data,
-          "--nbd",
-          `127.0.0.1:${port}`,
-          "--http",
-          "off",
-          "--env",
-          kind,
-        ],
-        ...(options.args ?? []),
-      ],
-      options.cwd === undefined ? {} : { cwd: options.cwd },
-    );
+    const nbd = `${options.address ?? "127.0.0.1"}:${port}`;
+    const [command, ...args] = [
+      ...[...(options.prefix ?? []), process.execPath, ...(options.nodeArgs ?? [])],
+      ...[options.nodeArgs === undefined ? ASHLAR : MODULES, "serve", "--data", data, "--nbd", nbd],
+      ...["--http", "off", "--env", kind],
+      ...(options.args ?? []),
+    ];
+    const program = new Program(command!, args, options.cwd === undefined ? {} : { cwd: options.cwd });
     const name = kind === "auto" ? "ashlar" : `ashlar (${kind})`;
     const server = new AshlarServer(name, process.version, data, port, program);
     const ready = server.ashlar("status", "--wait", "60").then(() => undefined);

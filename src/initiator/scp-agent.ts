@@ -38,6 +38,8 @@ export type AgentEnd =
 export interface AgentOwner {
   onReady(agent: ScpAgent): void;
   onPiece(agent: ScpAgent, piece: ScpPiece, status: Status, result: number): void;
+  /** A ping was answered after `took`. */
+  onPing(took: Millis): void;
   /** Told once, when nothing of the agent touches memory any more. `orphans` were in flight. */
   onEnd(agent: ScpAgent, end: AgentEnd, orphans: readonly Orphan[]): void;
 }
@@ -419,6 +421,7 @@ export class ScpAgent implements Ear {
       return;
     }
     if (frame.tag === PING_TAG && frame.op === Op.PING) {
+      if (this.pingAt !== Number.POSITIVE_INFINITY) this.#owner.onPing(this.#env.clock.now() - this.pingAt);
       this.pingAt = Number.POSITIVE_INFINITY;
       return;
     }

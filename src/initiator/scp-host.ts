@@ -15,6 +15,7 @@ import { Capability, Op, SPLIT_BYTES, Version } from "#wire/scp/codes";
 import type { DataPort } from "#wire/scp/config";
 import { type AgentEnd, type Orphan, ScpAgent } from "./scp-agent.ts";
 import { type LinkAddress, type LinkDown, type LinkIdentity, ScpLink } from "./scp-link.ts";
+import { Pace } from "./scp-pace.ts";
 import { PieceQueue } from "./scp-queue.ts";
 import { ScpUnit } from "./scp-unit.ts";
 import { changes, ScpPiece, ScpWork } from "./scp-work.ts";
@@ -101,6 +102,7 @@ export type HostWatcher = (change: "configured" | "down") => void;
 
 class Network {
   readonly port: DataPort;
+  readonly pace: Pace;
   readonly agents = new Set<ScpAgent>();
   connecting = 0;
   failures = 0;
@@ -108,8 +110,9 @@ class Network {
   retryAt: Millis = 0;
   lastEnd = "";
   lastEndAt = 0;
-  constructor(port: DataPort) {
+  constructor(port: DataPort, pace: Pace) {
     this.port = port;
+    this.pace = pace;
   }
 }
 
@@ -119,10 +122,8 @@ const GROW_AT = 24;
 /** Between attempts of a command that the server told to come back later. */
 const LATER_MS = 10;
 const IDLE_PING_MS = 5_000;
-/** Waits are doubled at most once in the first of these, up to the third, and halved after the second. */
-const PATIENCE_STEP_MS = 100;
-const PATIENCE_MS = 10_000;
-const WAITS_MAX = 128;
+/** A tick that is so late may find unread what it waited for: it leaves the judging to the next one. */
+const LATE_MS = 2 * TICK_MS;
 /** Operations longer than this are sent as several commands, whatever they are. */
 const RANGE_BYTES_MAX = 1024 * 1024 * 1024;
 
@@ -154,9 +155,10 @@ export class ScpHost {
   #inFlight = 0;
   /** When there was a ready agent last. */
   #agentAt: Millis = 0;
-  /** What the waits for signs of life are multiplied by, and since when. */
-  #waits = 1;
-  #waitsSince: Millis = Number.NEGATIVE_INFINITY;
+  #tickDue: Millis = 0;
+  #tickSkipped = false;
+  /** By address. */
+  readonly #paces = new Map<string, Pace>();
   #stopped = false;
   #lastDown = "";
   #reconfigurations = 0;
@@ -441,6 +443,7 @@ export class ScpHost {
     const link: ScpLink = new ScpLink(this.#env, this.options, addresses, {
       onConfigured: (configured) => this.#onConfigured(configured),
       onAnswer: (op, tag) => this.#onAnswer(op, tag),
+      onPing: (took) => this.#pace(link.address?.host ?? "").answered(took),
       onEvent: () => {},
       onDown: (why, address, detail) => this.#onDown(link, why, address, detail),
     });
@@ -500,9 +503,18 @@ export class ScpHost {
         .filter(
           (port) => !this.#networks.some((one) => one.port.address === port.address && one.port.port === port.port),
         )
-        .map((port) => new Network(port)),
+        .map((port) => new Network(port, this.#pace(port.address))),
     ];
     this.#openMin();
+  }
+
+  #pace(address: string): Pace {
+    let pace = this.#paces.get(address);
+    if (pace === undefined) {
+      pace = new Pace();
+      this.#paces.set(address, pace);
+    }
+    return pace;
   }
 
   #onAnswer(op: number, tag: number): void {
@@ -580,11 +592,14 @@ export class ScpHost {
     if (session === undefined || this.#stopped || now < network.retryAt) return false;
     if (network.agents.size + network.connecting >= port.socketsMax) return false;
     network.connecting++;
+    const dialledAt = now;
     this.#env.net.dial(
       { host: port.address, port: port.port },
       { timeoutMs: this.#settings.dialMs },
     )((line) => {
       network.connecting--;
+      const openedAt = this.#env.clock.now();
+      if (!isNetError(line)) network.pace.opened(openedAt, openedAt - dialledAt);
       if (isNetError(line)) {
         network.lastEnd = line.fault;
         network.lastEndAt = this.#env.clock.date();
@@ -608,6 +623,7 @@ export class ScpHost {
           this.#env.turn.soon(this.#pump);
         },
         onPiece: (_, piece, status, result) => this.#onPiece(piece, status, result),
+        onPing: (took) => network.pace.answered(took),
         onEnd: (ended, end, orphans) => this.#onAgentEnd(network, ended, end, epoch, orphans),
       });
       network.agents.add(agent);
@@ -626,7 +642,7 @@ export class ScpHost {
 
   #wake(): void {
     const soon = this.#env.clock.now() + TICK_MS;
-    if (!this.#stopped && this.#alarm.at > soon) this.#alarm.at = soon;
+    if (!this.#stopped && this.#alarm.at > soon) this.#alarm.at = this.#tickDue = soon;
   }
 
   #tick(): void {
@@ -643,10 +659,11 @@ export class ScpHost {
     if (this.#queue.length > 0 && now - (this.#queue.peek()?.since ?? now) >= this.#settings.giveUpMs)
       for (const piece of this.#queue.take((one) => now - one.since >= this.#settings.giveUpMs))
         this.#settle(piece, "away", 0);
-    this.#lookForSilence(now);
+    this.#tickSkipped = now - this.#tickDue >= LATE_MS && !this.#tickSkipped;
+    if (!this.#tickSkipped) this.#lookForSilence(now);
     if (this.#configured !== undefined) this.#openMin();
     if (this.#queue.length > 0) this.#env.turn.soon(this.#pump);
-    this.#alarm.at = this.#nextTick(now);
+    this.#alarm.at = this.#tickDue = this.#nextTick(now);
   }
 
   /** Soon while anything is under way; while all is idle, only to see that the server is still there. */
@@ -683,31 +700,34 @@ export class ScpHost {
       link.close("silent");
       return;
     }
-    const patience = this.#patience(now);
-    const quietMs = Math.min(this.#settings.quietMs * patience, deadMs);
-    const silentMs = Math.min(this.#settings.silentMs * patience, deadMs);
-    const stallMsV1 = Math.min(this.#settings.stallMsV1 * patience, deadMsV1);
-    const isSilent = (agent: ScpAgent): void => {
-      this.#losePatience(now);
-      agent.close("silent");
-    };
+    const { quietMs, silentMs, stallMsV1 } = this.#settings;
+    const two = configured.version === Version.TWO;
+    const linkPace = this.#pace(link.address?.host ?? "");
     let heardAt = link.heardAt;
     for (const network of this.#networks)
       for (const agent of network.agents) heardAt = Math.max(heardAt, agent.heardAt);
-    const two = configured.version === Version.TWO;
     let suspicion = this.#fencing.size > 0 || (this.#inFlight === 0 && now - link.heardAt > IDLE_PING_MS);
-    for (const network of this.#networks)
-      for (const agent of [...network.agents]) {
+    for (const { pace, agents } of this.#networks)
+      for (const agent of [...agents]) {
         if (!agent.ready) continue;
         const asked = two ? agent.pingAt : agent.oldestSentAt();
         const elsewhere = heardAt > agent.heardAt && heardAt > asked;
-        if (two) {
-          if (now - asked > (elsewhere ? silentMs : deadMs)) isSilent(agent);
-          else if (agent.inFlight > 0 && now - Math.max(agent.heardAt, agent.oldestSentAt()) > quietMs) {
-            agent.ping();
-            suspicion = true;
-          }
-        } else if (now - asked > (elsewhere ? stallMsV1 : deadMsV1)) isSilent(agent);
+        const wait = two
+          ? elsewhere
+            ? pace.stretch(silentMs, deadMs, now)
+            : deadMs
+          : elsewhere
+            ? pace.stretch(stallMsV1, deadMsV1, now)
+            : deadMsV1;
+        if (now - asked > wait) {
+          pace.givenUp(now);
+          agent.close("silent");
+        } else if (two && agent.inFlight > 0) {
+          const quietSince = Math.max(agent.heardAt, agent.oldestSentAt());
+          if (now - quietSince <= pace.stretch(quietMs, deadMs, now)) continue;
+          agent.ping();
+          suspicion = true;
+        }
       }
     if (!two) return;
     if (suspicion) {
@@ -721,27 +741,10 @@ export class ScpHost {
           }
     }
     const elsewhere = heardAt > link.heardAt && heardAt > link.pingAt;
-    if (now - link.pingAt > (elsewhere ? silentMs : deadMs)) {
-      this.#losePatience(now);
+    if (now - link.pingAt > (elsewhere ? linkPace.stretch(silentMs, deadMs, now) : deadMs)) {
+      linkPace.givenUp(now);
       link.close("silent");
     }
-  }
-
-  /**
-   * What was taken for dead may only have been slow. Each time the waits are doubled, and halved again after a while
-   * without: on a network whose answers take longer than the settings say, the host gets on none the less.
-   */
-  #losePatience(now: Millis): void {
-    if (now - this.#waitsSince < PATIENCE_STEP_MS) return;
-    this.#waits = Math.min(2 * this.#patience(now), WAITS_MAX);
-    this.#waitsSince = now;
-  }
-  #patience(now: Millis): number {
-    while (this.#waits > 1 && now - this.#waitsSince > PATIENCE_MS) {
-      this.#waits /= 2;
-      this.#waitsSince += PATIENCE_MS;
-    }
-    return this.#waits;
   }
 
   #failAll(status: Status): void {

@@ -32,6 +32,8 @@ export interface LinkAddress {
 export interface LinkOwner {
   onConfigured(configured: Configured): void;
   onAnswer(op: number, tag: number, status: Status): void;
+  /** A ping was answered after `took`. */
+  onPing(took: Millis): void;
   onEvent(event: number, unit: number): void;
   /** The last word. `address` is where it was, if it got that far. */
   onDown(why: LinkDown, address: LinkAddress | undefined, detail: string): void;
@@ -184,7 +186,10 @@ export class ScpLink {
         },
         onAnswer: (op, tag, status) => {
           this.heardAt = env.clock.now();
-          if (op === Op.PING) this.pingAt = Number.POSITIVE_INFINITY;
+          if (op === Op.PING) {
+            if (this.pingAt !== Number.POSITIVE_INFINITY) this.#owner.onPing(this.heardAt - this.pingAt);
+            this.pingAt = Number.POSITIVE_INFINITY;
+          }
           if (!this.#over) this.#owner.onAnswer(op, tag, status);
         },
         onEvent: (event, unit) => {
