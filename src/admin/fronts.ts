@@ -7,8 +7,10 @@ export interface FrontKind {
   /** Where it listens when nothing is said: an address, or "off". */
   readonly addressDefault: string;
   readonly title: string;
-  /** It can continue under TLS, and must prove who a host is on an address beyond this machine. */
+  /** It can continue under TLS. */
   readonly tls: boolean;
+  /** Hosts prove who they are without TLS, too; and their secrets are keys of TLS, with or without certificates. */
+  readonly hasSecrets?: boolean;
   /** It may listen at several addresses, "ADDR:PORT,ADDR:PORT". */
   readonly several?: boolean;
   /** Switches of its own: flag to what it does. They reach the front as options, in camel case. */
@@ -21,7 +23,8 @@ export const FRONTS: Readonly<Record<string, FrontKind>> = {
     port: 10001,
     addressDefault: "off",
     title: "SCP",
-    tls: false,
+    tls: true,
+    hasSecrets: true,
     several: true,
     switches: { "scp-any-source-port": "accept SCP hosts from ports at and above 1024, too" },
   },

@@ -27,6 +27,7 @@ export interface HostGiven {
   readonly chap?: ChapRecord | undefined;
   readonly mutualChap?: ChapRecord | undefined;
   readonly requireSecret?: boolean | undefined;
+  readonly requireTls?: boolean | undefined;
   readonly dataSocketsMax?: number | undefined;
   readonly dataPorts?: readonly DataPortRecord[] | undefined;
 }

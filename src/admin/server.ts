@@ -280,7 +280,7 @@ export class Server {
     for (const [name, { address, more, requireTls }] of Object.entries(this.settings.fronts)) {
       const at = await this.#listenAt(name, before.get(name) ?? address);
       for (const other of more) await this.#listenAt(name, other);
-      const offered = this.#tls !== undefined && FRONTS[name]?.tls === true;
+      const offered = FRONTS[name]?.tls === true && (this.#tls !== undefined || FRONTS[name].hasSecrets === true);
       this.fronts.push({ name, address: at, tls: requireTls ? "required" : offered ? "offered" : "off" });
       this.log.info({ front: name, address: formatAddress(at) }, "Listening");
     }

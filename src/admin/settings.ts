@@ -184,6 +184,7 @@ export function checkSettings(settings: Settings): void {
   const encrypted = cert !== undefined || settings.tls.psk !== undefined;
   const proven = settings.tls.ca !== undefined || settings.tls.psk !== undefined;
   for (const [front, { address, requireTls }] of Object.entries(settings.fronts)) {
+    if (FRONTS[front]?.hasSecrets === true) continue;
     if (requireTls && !encrypted)
       throw bad(`TLS is required for ${front}, but there is none`, "Give --tls-cert and --tls-key, or --tls-psk FILE.");
     if (isPrivate(address) || settings.trustTheNetwork || FRONTS[front]?.tls !== true) continue;

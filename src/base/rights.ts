@@ -57,6 +57,8 @@ export interface HostRecord {
   readonly secret: string | undefined;
   /** The host may not fall back to SCP version 1, which proves nothing but an address. */
   readonly requireSecret: boolean;
+  /** SCP under TLS, or not at all. */
+  readonly requireTls: boolean;
   /** Names that the host proves by TLS: a PSK identity or a certificate's common name. */
   readonly tlsNames: readonly string[];
   readonly iqns: readonly string[];
@@ -77,6 +79,7 @@ export const newHostRecord = (name: string): HostRecord => ({
   addresses: [],
   secret: undefined,
   requireSecret: false,
+  requireTls: false,
   tlsNames: [],
   iqns: [],
   chap: undefined,

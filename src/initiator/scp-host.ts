@@ -14,7 +14,8 @@ import { type Configured, WORLD_TAG_MIN } from "#proto/scp/config-host";
 import { Capability, Op, SPLIT_BYTES, Version } from "#wire/scp/codes";
 import type { DataPort } from "#wire/scp/config";
 import { type AgentEnd, type Orphan, ScpAgent } from "./scp-agent.ts";
-import { type LinkAddress, type LinkDown, type LinkIdentity, ScpLink } from "./scp-link.ts";
+import { dialData } from "./scp-dial.ts";
+import { clientTls, hangUp, type LinkAddress, type LinkDown, type LinkIdentity, ScpLink } from "./scp-link.ts";
 import { Pace } from "./scp-pace.ts";
 import { PieceQueue } from "./scp-queue.ts";
 import { ScpUnit } from "./scp-unit.ts";
@@ -90,6 +91,7 @@ export interface HostFacts {
   readonly state: "connecting" | "up" | "stopped";
   readonly server: string;
   readonly version: number;
+  readonly tls: boolean;
   readonly lastDown: string;
   readonly reconfigurations: number;
   readonly fences: number;
@@ -248,6 +250,7 @@ export class ScpHost {
       state: this.#stopped ? "stopped" : this.up ? "up" : "connecting",
       server: address === undefined ? "" : `${address.host}:${address.port}`,
       version: this.#configured?.version ?? 0,
+      tls: this.#configured !== undefined && this.#link?.tls === true,
       lastDown: this.#lastDown,
       reconfigurations: this.#reconfigurations,
       fences: this.#fences,
@@ -592,14 +595,15 @@ export class ScpHost {
     if (session === undefined || this.#stopped || now < network.retryAt) return false;
     if (network.agents.size + network.connecting >= port.socketsMax) return false;
     network.connecting++;
-    const dialledAt = now;
-    this.#env.net.dial(
+    const { tls } = this.options;
+    dialData(
+      this.#env,
       { host: port.address, port: port.port },
-      { timeoutMs: this.#settings.dialMs },
+      tls === undefined ? undefined : clientTls(tls, port.address),
+      this.#settings.dialMs,
+      (took) => network.pace.opened(this.#env.clock.now(), took),
     )((line) => {
       network.connecting--;
-      const openedAt = this.#env.clock.now();
-      if (!isNetError(line)) network.pace.opened(openedAt, openedAt - dialledAt);
       if (isNetError(line)) {
         network.lastEnd = line.fault;
         network.lastEndAt = this.#env.clock.date();
@@ -612,8 +616,7 @@ export class ScpHost {
         this.#stopped ||
         !this.#networks.includes(network)
       ) {
-        line.ear = { onReceived() {}, onSent() {}, onClosed() {} };
-        line.close();
+        hangUp(line);
         return;
       }
       const agent = new ScpAgent(this.#env, line, this.#nextAgent++, port, this.#nextSerial++, session, {

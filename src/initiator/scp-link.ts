@@ -5,7 +5,7 @@
  */
 import type { Status } from "#base/status";
 import type { Millis } from "#base/units";
-import { type Alarm, type Env, isNetError, type Line, type NetError } from "#env/env";
+import { type Alarm, type Env, isNetError, type Line, type NetError, type Tls } from "#env/env";
 import { StoryLine } from "#env/story-line";
 import { type Configured, configureHost, type HostEnd, requestBytes } from "#proto/scp/config-host";
 import { Capability, DATA_BYTES_MAX_V1, DEPTH_V1, Op, PRIVILEGED_PORT_END, Version } from "#wire/scp/codes";
@@ -15,7 +15,8 @@ export interface LinkIdentity {
   readonly hostName: string;
   readonly secret: Uint8Array | undefined;
   readonly requireSecret: boolean;
-  readonly tls: boolean;
+  /** Speak TLS, or nothing: with the secret as pre-shared key, or with certificates. */
+  readonly tls: Omit<Tls, "role"> | undefined;
   /** Tells two attachments of one host apart; 16 bytes. */
   readonly instance: Uint8Array;
   readonly versions: number;
@@ -38,7 +39,7 @@ export interface LinkOwner {
   /** The last word. `address` is where it was, if it got that far. */
   onDown(why: LinkDown, address: LinkAddress | undefined, detail: string): void;
 }
-export type LinkDown = HostEnd | "unreachable" | "silent" | "stopped";
+export type LinkDown = HostEnd | "unreachable" | "silent" | "stopped" | "tls-failed";
 
 /** Between the dials of one race. */
 const STAGGER_MS = 60;
@@ -142,13 +143,12 @@ export class ScpLink {
 
   #connected(line: Line, address: LinkAddress): void {
     if (this.#over || this.#story !== undefined) {
-      line.ear = { onReceived() {}, onSent() {}, onClosed() {} };
-      line.close();
+      hangUp(line);
       return;
     }
     this.address = address;
     this.#alarm.at = this.#env.clock.now() + ANSWER_MS;
-    this.#tell(line, this.#identity.tls ? "wanted" : "off");
+    this.#tell(line, this.#identity.tls === undefined ? "off" : "wanted");
   }
 
   #tell(line: Line, tls: "off" | "wanted" | "on"): void {
@@ -201,14 +201,16 @@ export class ScpLink {
   }
 
   #upgrade(line: Line): void {
-    const { hostName, secret } = this.#identity;
-    const psk = new Map([[hostName, secret ?? new Uint8Array(0)]]);
-    this.#env.net.secure(line, { role: "client", psk })((secured) => {
+    const tls = clientTls(this.#identity.tls!, this.address!.host);
+    this.#env.net.secure(
+      line,
+      tls,
+    )((secured) => {
       if (this.#over) {
-        if (!isNetError(secured)) secured.close();
+        if (!isNetError(secured)) hangUp(secured);
       } else if (isNetError(secured)) {
         this.#detail = secured.detail;
-        this.#finish("refused");
+        this.#finish("tls-failed");
       } else this.#tell(secured, "on");
     });
   }
@@ -219,4 +221,13 @@ export class ScpLink {
     this.#alarm.at = Number.POSITIVE_INFINITY;
     this.#owner.onDown(why, this.address, this.#detail);
   }
+}
+
+/** What a host shows under TLS, and whom it expects at an address. */
+export const clientTls = (tls: Omit<Tls, "role">, host: string): Tls => ({ serverName: host, ...tls, role: "client" });
+
+/** Closes a line that nobody wants any more. */
+export function hangUp(line: Line): void {
+  line.ear = { onReceived() {}, onSent() {}, onClosed() {} };
+  line.close();
 }

@@ -7,9 +7,9 @@ import type { Millis } from "#base/units";
 
 /** A new socket so soon after one was given up: the network was slow, and not dead. */
 const TOO_EARLY_MS = 500;
-/** A connection whose first packet was lost is there after the system has sent it again. */
+/** A connection whose first packet was lost is there soon after the system has sent it again. */
 const SYN_AGAIN_MS = 1_000;
-const SYN_SLACK_MS = 100;
+const SYN_ANSWERED_MS = 1_300;
 /** Weight of the newest round trip in the average, and how many of them a silence may last. */
 const ROUND_TRIP_WEIGHT = 0.25;
 const ROUND_TRIPS = 2;
@@ -24,6 +24,8 @@ export class Pace {
   #factor = 1;
   #factorSince: Millis = Number.NEGATIVE_INFINITY;
   #givenUpAt: Millis = Number.NEGATIVE_INFINITY;
+  /** The last dial took as long as one whose first packet was lost. */
+  #wasLost = false;
 
   /** `wait`, as this network needs it, and at most `longest`. */
   stretch(wait: Millis, longest: Millis, now: Millis): Millis {
@@ -36,6 +38,7 @@ export class Pace {
 
   /** A ping was answered after `took`. */
   answered(took: Millis): void {
+    this.#wasLost = false;
     this.roundTripMs = this.roundTripMs === 0 ? took : this.roundTripMs + ROUND_TRIP_WEIGHT * (took - this.roundTripMs);
   }
 
@@ -48,8 +51,11 @@ export class Pace {
   opened(now: Millis, took: Millis): void {
     const since = now - this.#givenUpAt;
     this.#givenUpAt = Number.NEGATIVE_INFINITY;
-    const isFirstLost = took >= SYN_AGAIN_MS && took < SYN_AGAIN_MS + SYN_SLACK_MS + ROUND_TRIPS * this.roundTripMs;
-    if (isFirstLost) return;
+    // Twice in a row, without an answer in between, it is the network that takes so long.
+    if (took >= SYN_AGAIN_MS && took < SYN_ANSWERED_MS && !this.#wasLost) {
+      this.#wasLost = true;
+      return;
+    }
     this.answered(took);
     if (since > TOO_EARLY_MS || now - this.#factorSince < STEP_MS) return;
     this.#factor = Math.min(2 * this.#factor, FACTOR_MAX);

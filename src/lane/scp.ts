@@ -29,6 +29,8 @@ export function makeScpFront({ env, table }: FrontContext, start: FrontStart): F
     networks,
     serverId: Uint8Array.from({ length: 16 }, (_, i) => Number.parseInt(hex.slice(2 * i, 2 * i + 2), 16)),
     meterOf,
+    certificate: start.tls ?? {},
+    tlsRequired: start.tlsRequired,
   });
   return {
     *listen(address: Address) {
@@ -40,9 +42,9 @@ export function makeScpFront({ env, table }: FrontContext, start: FrontStart): F
     },
     resume: (line) => line.close(),
     connections: () =>
-      front.connections().map(({ host, peer, kind, version, since, requests }) => ({
+      front.connections().map(({ host, peer, kind, version, tls, since, requests }) => ({
         peer: host === "" ? peer : `${host} at ${peer}`,
-        export: `${kind} socket, version ${version}`,
+        export: `${kind} socket, version ${version}${tls ? ", TLS" : ""}`,
         since,
         requests,
       })),

@@ -1,7 +1,7 @@
 /** The host side of SCP for programs: `connectScp({ servers: ["10.0.0.1"], host: "web", secret })`. */
 import { Refusal } from "#base/refusal";
 import { type Bytes, MIB } from "#base/units";
-import type { Env, Log } from "#env/env";
+import type { Env, Log, Tls } from "#env/env";
 import { NodeEnv } from "#env/node/node-env";
 import { type HostFacts, SCP_SETTINGS_DEFAULT, ScpHost, type ScpSettings } from "#initiator/scp-host";
 import type { LinkAddress } from "#initiator/scp-link";
@@ -19,6 +19,12 @@ export interface ScpConnectOptions {
   readonly secret?: string;
   /** With a secret, fall back to version 1 where the server has nothing else. Default: no. */
   readonly allowVersion1?: boolean;
+  /**
+   * Speak TLS, or nothing. "secret": the secret is also the key of TLS, and proves both sides. Otherwise certificates:
+   * `ca` says who may vouch for the server (without it, the authorities that Node knows), `cert` and `key` are the
+   * host's own where the server wants them.
+   */
+  readonly tls?: "secret" | Pick<Tls, "ca" | "cert" | "key" | "serverName">;
   /** Checksums over data as well as headers. Default: yes. */
   readonly dataCrc?: boolean;
   readonly settings?: Partial<ScpSettings>;
@@ -93,6 +99,12 @@ export async function connectScp(options: ScpConnectOptions): Promise<ScpConnect
   const secret = options.secret === undefined ? undefined : parseSecret(options.secret);
   if (options.secret !== undefined && secret === undefined)
     throw new Refusal("bad-request", "The secret is not 64 hex digits", "`ashlar host secret NAME` prints it.");
+  if (options.tls !== undefined && (secret === undefined || options.allowVersion1 === true))
+    throw new Refusal(
+      "bad-request",
+      "TLS belongs to SCP version 2",
+      "Give the host's secret, and do not allow version 1.",
+    );
   const addresses = options.servers.map(parseServer);
   if (addresses.length === 0) throw new Refusal("bad-request", "No server was given");
   const { log = SILENT, memoryBytes = MEMORY_BYTES_DEFAULT } = options;
@@ -105,7 +117,7 @@ export async function connectScp(options: ScpConnectOptions): Promise<ScpConnect
     hostName: options.host,
     secret,
     requireSecret: secret !== undefined && options.allowVersion1 !== true,
-    tls: false,
+    tls: options.tls === "secret" ? { psk: new Map([[options.host, secret!]]) } : options.tls,
     instance,
     versions: Version.ONE | Version.TWO,
     dataCrc: options.dataCrc ?? true,
@@ -130,8 +142,10 @@ function configured(host: ScpHost, timeoutMs: number): Promise<void> {
       const { lastDown } = host.facts();
       const word = lastDown.split(":")[0] ?? "";
       if (host.up) finish();
-      else if (FINAL[word] !== undefined) finish(new Refusal("not-allowed", FINAL[word], HINTS[word]));
-      else if (Date.now() > deadline)
+      else if (FINAL[word] !== undefined) {
+        const detail = lastDown.slice(word.length);
+        finish(new Refusal("not-allowed", `${FINAL[word]}${detail}`, HINTS[word]));
+      } else if (Date.now() > deadline)
         finish(
           new Refusal(
             lastDown === "" ? "timeout" : "unreachable",
@@ -153,11 +167,14 @@ const FINAL: Readonly<Record<string, string>> = {
   refused: "The server refused this host",
   "version-mismatch": "The server and this host have no version in common",
   downgraded: "The server, or somebody on the way, offers less than was demanded",
+  "tls-failed": "The server and this host do not come together under TLS",
   "server-not-proven": "The server does not know this host's secret: it is not the one it claims to be",
 };
 const HINTS: Readonly<Record<string, string>> = {
   refused: "Is the name right, and the secret (`ashlar host secret NAME`)? The server's log says why.",
   "version-mismatch": "Give the host's secret: version 2 needs one.",
+  "tls-failed":
+    "Does the server have this host's secret, or a certificate for this address from an authority in the CA file?",
   downgraded: "Does the server know this host's secret? Allow version 1 only if you trust the network.",
 };
 

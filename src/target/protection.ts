@@ -325,6 +325,7 @@ function sameCredentials(a: HostRecord, b: HostRecord): boolean {
       host.addresses,
       host.secret,
       host.requireSecret,
+      host.requireTls,
       host.tlsNames,
       host.iqns,
       host.chap,

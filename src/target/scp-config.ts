@@ -37,6 +37,8 @@ export interface FrontSide {
   readonly offer: number;
   readonly options: ScpFrontOptions;
   readonly table: ProtectionTable;
+  /** What is shown and asked for under TLS. */
+  tls(): Tls;
   admit(config: ConfigConnection, facts: AdmitFacts): ScpSession | undefined;
   listenFor(session: ScpSession, config: ConfigConnection): Task<DataPorts>;
   ended(config: ConfigConnection, end: ConfigEnd | SessionEnd): void;
@@ -146,15 +148,9 @@ export class ConfigConnection {
   #upgrade(): void {
     this.#over = true;
     this.#alarm.at = Number.POSITIVE_INFINITY;
-    const psk = new Map<string, Uint8Array>();
-    for (const host of this.#front.table.hosts) {
-      const secret = host.secret === undefined ? undefined : parseSecret(host.secret);
-      if (secret !== undefined) psk.set(host.name, secret);
-    }
-    const tls: Tls = { role: "server", psk };
     this.#env.net.secure(
       this.line,
-      tls,
+      this.#front.tls(),
     )((line) => {
       if (!isNetError(line)) return this.#front.upgraded(this, line);
       this.#env.log.info({ front: "scp", peer: peerName(this.line), detail: line.detail }, "TLS failed");
@@ -165,9 +161,8 @@ export class ConfigConnection {
   #world(serverNonce: Uint8Array): ConfigServerWorld {
     const { offer, options, table } = this.#front;
     const { line } = this;
-    const tlsOn = options.tls !== "off" && !this.tls;
     const challenge: Challenge = {
-      capabilities: Capability.DATA_CRC | Capability.EVENTS | Capability.FENCE | (tlsOn ? Capability.TLS : 0),
+      capabilities: Capability.DATA_CRC | Capability.EVENTS | Capability.FENCE | (this.tls ? 0 : Capability.TLS),
       depth: DEPTH_V2,
       dataMax: DATA_BYTES_MAX_V2,
       serverId: options.serverId,
@@ -177,15 +172,14 @@ export class ConfigConnection {
       versions: offer,
       random: this.random,
       challenge,
-      tlsRequired: options.tls === "required" && !this.tls,
+      tlsRequired: (name) => !this.tls && (options.tlsRequired || table.host(name)?.requireTls === true),
       send: (bytes) => this.#story.send(bytes),
       hostByAddress: () => {
         const host = table.identify({ address: line.peer.host });
         return host?.requireSecret === true ? "secret-required" : host?.name;
       },
       secretOf: (name) => {
-        // Under TLS, who showed the key of one host is not to be another one.
-        if (this.tls && line.peer.tlsName !== name) return undefined;
+        if (!isWho(table, line, name)) return undefined;
         const secret = table.host(name)?.secret;
         return secret === undefined ? undefined : parseSecret(secret);
       },
@@ -238,6 +232,12 @@ export class ConfigConnection {
     }[change.kind];
     this.tell(event, change.unit);
   }
+}
+
+/** Whoever proved by TLS who it is (a host's key, or a certificate with a name of the host) is not to be another one. */
+export function isWho(table: ProtectionTable, { peer }: Line, host: string): boolean {
+  const { tlsName } = peer;
+  return tlsName === "" || tlsName === host || table.identify({ tlsName })?.name === host;
 }
 
 export const peerName = ({ peer }: Line): string => (peer.host === "" ? "unix" : `${peer.host}:${peer.port}`);

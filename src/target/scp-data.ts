@@ -104,11 +104,19 @@ export class ScpDataConnection implements Ear {
   /** Since when the peer owes us something: the rest of a message, or room for an answer. Infinity: nothing. */
   stalledSince: Millis = Number.POSITIVE_INFINITY;
 
-  constructor(env: Env, line: Line, door: DataDoor) {
+  /** @param first what was received before, and belongs here: a whole hello. */
+  constructor(env: Env, line: Line, door: DataDoor, first?: Uint8Array) {
     this.#env = env;
     this.line = line;
     this.#door = door;
     line.ear = this;
+    if (first !== undefined) {
+      this.#buffer = env.memory.allocate(RECEIVE_BYTES);
+      if (this.#buffer !== 0) {
+        env.memory.bytes.set(first, this.#buffer);
+        this.#end = first.length;
+      } else this.close("stopped");
+    }
     this.stalledSince = env.clock.now();
     this.#env.turn.soon(this.#again);
   }

@@ -18,11 +18,15 @@ import {
   type Line,
   type Listener,
   type NetError,
+  type Tls,
 } from "#env/env";
+import { StoryLine } from "#env/story-line";
 import { box, type ConfigEnd } from "#proto/scp/config-server";
-import { helloAnswerMac, helloMac } from "#proto/scp/proofs";
+import { helloAnswerMac, helloMac, parseSecret } from "#proto/scp/proofs";
+import { hearTlsOrHello } from "#proto/scp/start-tls";
 import { ByteBox } from "#wire/scp/byte-box";
 import {
+  ANSWER_MS_MAX,
   DATA_BYTES_MAX_V1,
   DATA_BYTES_MAX_V2,
   DEPTH_V1,
@@ -40,6 +44,7 @@ import {
   ConfigConnection,
   type DataPorts,
   type FrontSide,
+  isWho,
   peerName,
   type SessionEnd,
 } from "./scp-config.ts";
@@ -61,8 +66,10 @@ export interface ScpFrontOptions {
   /** Addresses of this machine that hosts are told of when it listens on all of them. */
   readonly networks: readonly string[];
   readonly sessionsMax: number;
-  /** TLS with the host's secret as pre-shared key. */
-  readonly tls: "off" | "optional" | "required";
+  /** A certificate to show under TLS, and who may sign those of hosts. Secrets are keys of TLS with or without it. */
+  readonly certificate: Omit<Tls, "role">;
+  /** Without TLS, nobody gets in. */
+  readonly tlsRequired: boolean;
   readonly meterOf: (device: string) => Meter | undefined;
 }
 
@@ -73,7 +80,8 @@ export const SCP_FRONT_DEFAULTS: Omit<ScpFrontOptions, "serverId"> = {
   stallMs: 30_000,
   networks: [],
   sessionsMax: 1024,
-  tls: "off",
+  certificate: {},
+  tlsRequired: false,
   meterOf: () => undefined,
 };
 
@@ -232,7 +240,7 @@ export class ScpFront {
     if (!this.#options.anySourcePort && peer.port >= PRIVILEGED_PORT_END) return 0;
     const host = this.#table.identify({ address: peer.host });
     let offer = this.#options.versions;
-    if (host === undefined || host.requireSecret || this.#options.tls === "required") offer &= ~Version.ONE;
+    if (host === undefined || host.requireSecret || host.requireTls || this.#options.tlsRequired) offer &= ~Version.ONE;
     if (!this.#table.hosts.some((one) => one.secret !== undefined)) offer &= ~Version.TWO;
     return offer;
   }
@@ -248,6 +256,7 @@ export class ScpFront {
       offer,
       options: this.#options,
       table: this.#table,
+      tls: () => this.#tls(),
       admit: (config, facts) => this.#admit(config, facts),
       listenFor: (session, line) => this.#listenFor(session, line),
       ended: (config, end) => this.#configEnded(config, end),
@@ -278,6 +287,7 @@ export class ScpFront {
         instance,
         depth: two ? DEPTH_V2 : DEPTH_V1,
         dataMax: two ? DATA_BYTES_MAX_V2 : DATA_BYTES_MAX_V1,
+        tls: config.tls,
         since: this.#env.clock.date(),
       },
       this.#table,
@@ -406,17 +416,61 @@ export class ScpFront {
       turnAway(line);
       return false;
     }
-    const connection = new ScpDataConnection(this.#env, line, {
-      welcome: (from, message, view, at) => this.#welcome(from, plausible, message, view, at, shared),
-      gone: (from, end) => {
-        this.#dataGone(from, end);
-        gone();
-      },
-    });
-    // Until its hello it counts for the session whose port it is, so that silence is seen and bounded.
-    this.#strangers.add(connection);
-    this.#watchStalls();
+    const begin = (on: Line, tls: boolean, hello?: Uint8Array): void => {
+      const door = {
+        welcome: (from: ScpDataConnection, message: ZnReq, view: DataView, at: number) =>
+          this.#welcome(from, tls, plausible, message, view, at, shared),
+        gone: (from: ScpDataConnection, end: DataEnd) => {
+          this.#dataGone(from, end);
+          gone();
+        },
+      };
+      const connection = new ScpDataConnection(this.#env, on, door, hello);
+      // Until its hello it counts for the session whose port it is, so that silence is seen and bounded.
+      this.#strangers.add(connection);
+      this.#watchStalls();
+    };
+    if (plausible.some(({ facts }) => facts.tls)) this.#hearFirst(line, begin, gone);
+    else begin(line, false);
     return true;
+  }
+
+  /** Where sessions speak TLS, the first message of a data socket says whether this one will. */
+  #hearFirst(line: Line, begin: (on: Line, tls: boolean, hello?: Uint8Array) => void, gone: () => void): void {
+    const alarm = this.#env.clock.alarm(() => {
+      alarm.at = Number.POSITIVE_INFINITY;
+      story.close();
+    });
+    alarm.at = this.#env.clock.now() + ANSWER_MS_MAX;
+    const story = new StoryLine<"start-tls" | { readonly hello: Uint8Array }>(this.#env.memory, line, {
+      onEnd: (end) => {
+        alarm.at = Number.POSITIVE_INFINITY;
+        if (end === "closed") gone();
+        else if (end !== "start-tls") begin(line, false, end.hello);
+        else
+          this.#env.net.secure(
+            line,
+            this.#tls(),
+          )((secured) => {
+            if (!isNetError(secured)) return begin(secured, true);
+            const { detail } = secured;
+            this.#env.log.info({ front: "scp", peer: peerName(line), detail }, "TLS of a data socket failed");
+            gone();
+          });
+      },
+      keeps: () => true,
+    });
+    story.start(hearTlsOrHello((bytes) => story.send(bytes)));
+  }
+
+  /** Certificates, if there are any, and every host's secret as its key. */
+  #tls(): Tls {
+    const psk = new Map<string, Uint8Array>();
+    for (const { name, secret } of this.#table.hosts) {
+      const key = secret === undefined ? undefined : parseSecret(secret);
+      if (key !== undefined) psk.set(name, key);
+    }
+    return { ...this.#options.certificate, role: "server", psk };
   }
 
   readonly #strangers = new Set<ScpDataConnection>();
@@ -427,6 +481,7 @@ export class ScpFront {
 
   #welcome(
     connection: ScpDataConnection,
+    tls: boolean,
     sessions: readonly ScpSession[],
     message: ZnReq,
     view: DataView,
@@ -437,6 +492,7 @@ export class ScpFront {
     const hello = decodeHello(view, at);
     for (const session of sessions) {
       if (session.ended || message.reqszLo !== session.facts.random) continue;
+      if (session.facts.tls !== tls || !isWho(this.#table, connection.line, session.host)) continue;
       const { key, id } = session.facts;
       if (shared !== undefined && session.connections.size >= (shared.sessions.get(session) ?? 0)) continue;
       if (key === undefined) {

@@ -26,6 +26,8 @@ export interface SessionFacts {
   readonly instance: string;
   readonly depth: number;
   readonly dataMax: number;
+  /** Its data sockets speak TLS as its configuration socket does. */
+  readonly tls: boolean;
   /** Milliseconds since 1970. */
   readonly since: number;
 }

@@ -9,6 +9,9 @@ export interface Certificates {
   readonly ca: string;
   readonly cert: string;
   readonly key: string;
+  readonly client: { readonly cert: string; readonly key: string };
+  /** A certificate of the server whose days are over. */
+  expired(): Promise<{ cert: string; key: string }>;
 }
 
 /** The server's certificate is for localhost and 127.0.0.1; the client's has the common name `client`. */
@@ -34,5 +37,37 @@ export async function makeCertificates(folder: string, client: string): Promise<
       ...["-CAcreateserial", "-days", "2", "-extfile", at(`${who}.ext`), "-out", at(`${who}-cert.pem`)],
     ]);
   }
-  return { folder, ca: text("ca-cert.pem"), cert: text("server-cert.pem"), key: text("server-key.pem") };
+  return {
+    folder,
+    ca: text("ca-cert.pem"),
+    cert: text("server-cert.pem"),
+    key: text("server-key.pem"),
+    client: { cert: text("client-cert.pem"), key: text("client-key.pem") },
+    expired: async () => {
+      // Only `openssl ca` signs for days that are over.
+      writeFileSync(at("index.txt"), "");
+      writeFileSync(at("serial"), "7001\n");
+      writeFileSync(
+        at("ca.cnf"),
+        `[ca]\ndefault_ca = c\n[c]\ndatabase = ${at("index.txt")}\nserial = ${at("serial")}\nnew_certs_dir = ${folder}\n` +
+          "default_md = sha256\npolicy = p\n[p]\ncommonName = supplied\n",
+      );
+      await run("openssl", [
+        ...[
+          "ca",
+          "-batch",
+          "-notext",
+          "-config",
+          at("ca.cnf"),
+          "-cert",
+          at("ca-cert.pem"),
+          "-keyfile",
+          at("ca-key.pem"),
+        ],
+        ...["-in", at("server.csr"), "-out", at("old-cert.pem"), "-extfile", at("server.ext")],
+        ...["-startdate", "20200101000000Z", "-enddate", "20200201000000Z"],
+      ]);
+      return { cert: text("old-cert.pem"), key: text("server-key.pem") };
+    },
+  };
 }

@@ -63,6 +63,7 @@ export function rights(options: RigOptions): RightsState {
     addresses: [],
     secret: undefined,
     requireSecret: false,
+    requireTls: false,
     tlsNames: [],
     iqns: options.initiators ?? INITIATORS,
     chap: options.chap,

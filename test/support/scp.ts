@@ -95,7 +95,7 @@ export class ScpWorld {
       hostName: name,
       secret: SECRET_BYTES,
       requireSecret: false,
-      tls: false,
+      tls: undefined,
       instance,
       versions: 3,
       dataCrc: true,

@@ -99,6 +99,7 @@ function describeHost(server: Server, host: HostRecord): ApiReply<"GET /v1/hosts
     tlsNames: [...host.tlsNames],
     hasSecret: host.secret !== undefined,
     requireSecret: host.requireSecret,
+    requireTls: host.requireTls === true,
     chapUser: host.chap?.user ?? null,
     mutualChapUser: host.mutualChap?.user ?? null,
     dataSocketsMax: host.dataSocketsMax ?? null,

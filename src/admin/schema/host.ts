@@ -23,6 +23,7 @@ export const Host = z
     tlsNames: z.array(z.string()),
     hasSecret: z.boolean(),
     requireSecret: z.boolean(),
+    requireTls: z.boolean(),
     chapUser: z.string().nullable(),
     mutualChapUser: z.string().nullable(),
     dataSocketsMax: z.int().nullable(),
@@ -39,6 +40,7 @@ const Given = {
   chap: Chap.optional(),
   mutualChap: Chap.optional(),
   requireSecret: z.boolean().optional().describe("Refuse SCP version 1, which proves nothing but an address."),
+  requireTls: z.boolean().optional().describe("Refuse SCP without TLS."),
   dataSocketsMax: z.int().optional(),
 };
 const Named = z.object({ name: z.string() });

@@ -11,7 +11,7 @@ import { formatSize } from "#base/size";
 import type { HostFacts } from "#initiator/scp-host";
 import { Context } from "../context.ts";
 import { facts as formatFacts, paint, table } from "../output.ts";
-import { readSecretFile, wholeNumber } from "./host.ts";
+import { readSecretFile, readText, wholeNumber } from "./host.ts";
 
 interface Options {
   readonly host?: string;
@@ -22,6 +22,11 @@ interface Options {
   readonly fuse?: string;
   readonly loop?: boolean;
   readonly allowVersion1?: boolean;
+  readonly tls?: boolean;
+  readonly tlsCa?: string;
+  readonly tlsCert?: string;
+  readonly tlsKey?: string;
+  readonly tlsHostname?: string;
   readonly dataCrc?: boolean;
   readonly sockets?: number;
   readonly socketsMax?: number;
@@ -52,6 +57,11 @@ export function addAttachCommands(program: Command): void {
     .option("--fuse <file>", "as this file")
     .option("--loop", "as a loop device")
     .option("--allow-version-1", "with a secret: use SCP version 1 where the server has nothing else")
+    .option("--tls", "speak TLS or nothing; the host's secret is its key, unless there are certificates")
+    .option("--tls-ca <file>", "certificates of the authorities that may vouch for the server")
+    .option("--tls-cert <file>", "this host's certificate, where the server wants one")
+    .option("--tls-key <file>", "the key of that certificate")
+    .option("--tls-hostname <name>", "the name in the server's certificate, if it is not the address")
     .option("--no-data-crc", "no checksums over data")
     .option("--sockets <n>", "data sockets to open at once", wholeNumber)
     .option("--sockets-max <n>", "data sockets at most", wholeNumber)
@@ -161,6 +171,7 @@ function attachOptions(servers: string, options: Options): AttachOptions {
     host: options.host ?? hostname(),
     ...(secret === undefined ? {} : { secret }),
     allowVersion1: options.allowVersion1 === true,
+    ...tlsOf(options),
     dataCrc: options.dataCrc !== false,
     settings: {
       ...(options.sockets === undefined
@@ -174,6 +185,25 @@ function attachOptions(servers: string, options: Options): AttachOptions {
     device: options.device,
     fuse: options.fuse,
     loop: options.loop === true,
+  };
+}
+
+function tlsOf({ tls, tlsCa, tlsCert, tlsKey, tlsHostname }: Options): Pick<AttachOptions, "tls"> {
+  const files = [tlsCa, tlsCert, tlsKey, tlsHostname].some((one) => one !== undefined);
+  if (!files) return tls === true ? { tls: "secret" } : {};
+  if ((tlsCert === undefined) !== (tlsKey === undefined))
+    throw new Refusal(
+      "bad-request",
+      "A certificate and its key belong together",
+      "Give both --tls-cert and --tls-key.",
+    );
+  return {
+    tls: {
+      ...(tlsCa === undefined ? {} : { ca: readText(tlsCa) }),
+      ...(tlsCert === undefined ? {} : { cert: readText(tlsCert) }),
+      ...(tlsKey === undefined ? {} : { key: readText(tlsKey) }),
+      ...(tlsHostname === undefined ? {} : { serverName: tlsHostname }),
+    },
   };
 }
 
@@ -257,7 +287,7 @@ function formatOne({ id, host, device, fuse, socket, units, paths }: AttachedNow
     ["attachment", id],
     [
       "server",
-      `${paths.server || "none"}, ${paths.state}${paths.version === 0 ? "" : `, version ${paths.version}`} as ${host}`,
+      `${paths.server || "none"}, ${paths.state}${paths.version === 0 ? "" : `, version ${paths.version}${paths.tls ? " under TLS" : ""}`} as ${host}`,
     ],
     ["disk", device ?? fuse ?? socket],
     [

@@ -14,6 +14,7 @@ interface HostOptions {
   readonly iqn?: string[];
   readonly tlsName?: string[];
   readonly requireSecret?: boolean;
+  readonly requireTls?: boolean;
   readonly chapUser?: string;
   readonly chapSecretFile?: string;
   readonly mutualUser?: string;
@@ -134,6 +135,8 @@ function credentials(command: Command): Command {
     .option("--tls-name <name>", "a name that it proves by TLS; may be repeated", collect)
     .option("--require-secret", "refuse it without proof of its secret (SCP version 1)")
     .option("--no-require-secret", "let it use SCP version 1")
+    .option("--require-tls", "refuse SCP without TLS from it")
+    .option("--no-require-tls", "let it use SCP without TLS")
     .option("--chap-user <name>", "the name with which it proves itself by CHAP")
     .option("--chap-secret-file <file>", "a file with the secret for that")
     .option("--mutual-user <name>", "the name with which the target proves itself to it")
@@ -149,6 +152,7 @@ function given(options: HostOptions) {
     ...(options.iqn === undefined ? {} : { iqns: options.iqn }),
     ...(options.tlsName === undefined ? {} : { tlsNames: options.tlsName }),
     ...(options.requireSecret === undefined ? {} : { requireSecret: options.requireSecret }),
+    ...(options.requireTls === undefined ? {} : { requireTls: options.requireTls }),
     ...(chap === undefined ? {} : { chap }),
     ...(mutualChap === undefined ? {} : { mutualChap }),
     ...(options.dataSockets === undefined ? {} : { dataSocketsMax: options.dataSockets }),
@@ -166,15 +170,18 @@ function chapOf(what: string, user: string | undefined, file: string | undefined
   return { user, secret: readSecretFile(file) };
 }
 
-/** The first line of a file. */
-export function readSecretFile(path: string): string {
-  let text: string;
+/** A whole file. @throws Refusal */
+export function readText(path: string): string {
   try {
-    text = readFileSync(path, "utf8");
+    return readFileSync(path, "utf8");
   } catch (error) {
     throw new Refusal("bad-request", `Cannot read ${path}: ${(error as Error).message}`, "Check the path.");
   }
-  const line = text.split("\n")[0]!.trim();
+}
+
+/** The first line of a file. @throws Refusal */
+export function readSecretFile(path: string): string {
+  const line = readText(path).split("\n")[0]!.trim();
   if (line === "") throw new Refusal("bad-request", `${path} holds no secret`, "Write it into the first line.");
   return line;
 }
@@ -213,6 +220,7 @@ function formatHost(host: Host): string {
     ["addresses", host.addresses.join(", ") || "none"],
     ["iqn", host.iqns.join(", ") || "none"],
     ["TLS names", host.tlsNames.join(", ") || "none"],
+    ["SCP without TLS", host.requireTls ? "refused" : "allowed"],
     ["secret", host.hasSecret ? (host.requireSecret ? "yes, and required" : "yes") : "no"],
     ["CHAP", [host.chapUser, host.mutualChapUser].filter((user) => user !== null).join(", mutual ") || "no"],
     ["data sockets", host.dataSocketsMax === null ? "as the server says" : String(host.dataSocketsMax)],

@@ -4,7 +4,7 @@
  *
  * During the handshake the streams must not be half-open: a peer that leaves would never be noticed.
  */
-import type { Socket } from "node:net";
+import { isIP, type Socket } from "node:net";
 import {
   type CommonConnectionOptions,
   type ConnectionOptions,
@@ -112,7 +112,9 @@ function connectTls(socket: Socket, tls: Tls, settle: Settle, fail: Fail): void 
     ...contextOf(tls),
     socket,
     highWaterMark: READ_AHEAD_BYTES,
-    ...(tls.serverName !== undefined && { servername: tls.serverName }),
+    // An address is checked like a name, but not sent as one (RFC 6066 §3).
+    ...(tls.serverName !== undefined &&
+      (isIP(tls.serverName) === 0 ? { servername: tls.serverName } : { host: tls.serverName })),
     ...(tls.verifyPeer === false && { rejectUnauthorized: false }),
     ...(first && {
       pskCallback: () => ({ identity: first[0], psk: first[1] }),

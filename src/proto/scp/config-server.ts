@@ -57,8 +57,8 @@ export interface ConfigServerWorld {
   /** The nonce of this connection: 32 unpredictable bits. */
   readonly random: number;
   readonly challenge: Challenge;
-  /** Without TLS, nobody gets further than starting it. */
-  readonly tlsRequired: boolean;
+  /** Whether this host must start TLS, and has not. */
+  tlsRequired(host: string): boolean;
   send(bytes: Uint8Array): void;
   /** The host that the peer's address stands for, if it may speak version 1. */
   hostByAddress(): string | "secret-required" | undefined;
@@ -95,7 +95,6 @@ export function* serveConfig(world: ConfigServerWorld): Generator<Needs, ConfigE
     world.send(box(message).bytes);
     return "start-tls";
   }
-  if (world.tlsRequired) return refuse(world, message, "tls-required");
   const version = message.version;
   if ((version !== Version.ONE && version !== Version.TWO) || (version & world.versions) === 0)
     return refuse(world, message, "version-mismatch");
@@ -119,6 +118,7 @@ function admitByAddress(world: ConfigServerWorld): Omit<Admitted, "session"> | C
   const host = world.hostByAddress();
   if (host === undefined) return "unknown-host";
   if (host === "secret-required") return "secret-required";
+  if (world.tlsRequired(host)) return "tls-required";
   return { version: Version.ONE, host, capabilities: 0, key: undefined, instance: undefined };
 }
 
@@ -134,6 +134,7 @@ function admitByProof(world: ConfigServerWorld, answer: DataView): Omit<Admitted
     proof,
   });
   if (!equalBytes(keys.hostMac, proof.mac) || secret === undefined) return "bad-proof";
+  if (world.tlsRequired(proof.hostName)) return "tls-required";
   const capabilities = proof.capabilities & world.challenge.capabilities;
   return { version: Version.TWO, host: proof.hostName, capabilities, key: keys.key, instance: proof.instance };
 }
