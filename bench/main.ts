@@ -1,7 +1,7 @@
 /**
  * `npm run bench [-- NAME …] [options]`: measures, prints, and keeps what it found under bench/results/.
  *
- *   NAMES   nbd growth engine process scp (these by default), profile
+ *   NAMES   nbd iscsi growth engine process scp (these by default), profile
  *   --quick           small sizes, few turns: for a first look, not for a claim
  *   --peers           only the peers, to know the baseline
  *   --null            also a server that stores nothing: what client, loopback and loop leave of this machine
@@ -16,6 +16,7 @@ import { resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { benchEngine } from "./engine.ts";
 import { benchGrowth } from "./growth.ts";
+import { benchIscsi } from "./iscsi.ts";
 import { benchNbd } from "./nbd.ts";
 import { benchProcess } from "./process.ts";
 import { benchProfile } from "./profile.ts";
@@ -37,6 +38,7 @@ export interface Context {
 
 const BENCHES: Record<string, (context: Context) => Promise<Table[]>> = {
   nbd: benchNbd,
+  iscsi: benchIscsi,
   growth: benchGrowth,
   engine: benchEngine,
   process: benchProcess,

@@ -4,15 +4,16 @@
  * that are.
  */
 import assert from "node:assert/strict";
-import { rmSync, writeFileSync } from "node:fs";
+import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, describe, it } from "node:test";
 import { MIB } from "#base/units";
 import { type CuTest, countCu, cuSuites, namesOf, runCuSuite } from "#test/support/iscsi-cu";
 import { INITIATORS, startRig, TARGET } from "#test/support/iscsi-rig";
-import { Program, run, runAny } from "#test/support/program";
+import { run } from "#test/support/program";
 import { Server } from "#test/support/server";
 import { freePort, tempFolder } from "#test/support/temp";
+import { Tgt } from "#test/support/tgt";
 
 /** What the suite has in this version of libiscsi (1.19). */
 const TESTS = 230;
@@ -85,43 +86,15 @@ describe("iscsi-test-cu", () => {
 
   it("runs against tgt in the same way, for comparison", { timeout: 600_000 }, async (t) => {
     const folder = tempFolder(scope);
-    const port = await freePort();
-    const control = String(20_000 + (process.pid % 10_000));
     const disk = join(folder, "disk");
     writeFileSync(disk, "");
     await run("truncate", ["-s", "1G", disk]);
-    const tgtd = new Program("tgtd", ["-f", "-C", control, "--iscsi", `portal=127.0.0.1:${port}`]);
-    scope.after(async () => {
-      await tgtd.stop("SIGKILL");
-      rmSync(`/var/run/tgtd/socket.${control}`, { force: true });
-      rmSync(`/var/run/tgtd.ipc_abstract_namespace.${control}`, { force: true });
-    });
-    const admin = (...args: string[]) => run("tgtadm", ["-C", control, "--lld", "iscsi", ...args]);
-    for (let tries = 0; tries < 50; tries++) {
-      const { status } = await runAny("tgtadm", ["-C", control, "--lld", "iscsi", "--op", "show", "--mode", "target"]);
-      if (status === 0) break;
-      await new Promise((resolve) => setTimeout(resolve, 100));
-    }
-    const iqn = "iqn.2024-01.test:tgt";
-    await admin("--op", "new", "--mode", "target", "--tid", "1", "-T", iqn);
-    await admin("--op", "new", "--mode", "logicalunit", "--tid", "1", "--lun", "1", "-b", disk);
-    await admin(
-      "--op",
-      "update",
-      "--mode",
-      "logicalunit",
-      "--tid",
-      "1",
-      "--lun",
-      "1",
-      "--params",
-      "thin_provisioning=1",
-    );
-    await admin("--op", "bind", "--mode", "target", "--tid", "1", "-I", "ALL");
+    const tgt = await Tgt.start(disk);
+    scope.after(() => tgt.stop());
     const tests: CuTest[] = [];
     for (const suite of await cuSuites()) {
       try {
-        tests.push(...(await runCuSuite(suite, `iscsi://127.0.0.1:${port}/${iqn}/1`, 2)));
+        tests.push(...(await runCuSuite(suite, tgt.url, 2)));
       } catch (error) {
         t.diagnostic(`tgt: ${(error as Error).message.split("\n")[0]}`);
       }
