@@ -26,6 +26,8 @@ import type { VersionSet } from "./version-set.ts";
 const FETCH_BLOCKS_MAX = 256;
 /** Parts of blocks are read and merged in buffers of this size at most; longer unaligned operations go step by step. */
 export const BOUNCE_BYTES = 64 * KIB;
+/** Reads of parts of blocks of up to so many bytes go in one step, through a buffer of their own, while there is memory. */
+const PARTS_BYTES_MAX = 256 * KIB;
 
 /** One read of the disk for a part of an operation. */
 class Fetch {
@@ -164,7 +166,16 @@ export class Version implements BlockDevice {
     const reading = this.#readings.pop() ?? new Reading();
     reading.op = op;
     reading.status = "ok";
-    if (op.offset % BLOCK_BYTES !== 0 || op.length % BLOCK_BYTES !== 0) {
+    reading.badAt = 0;
+    const into = op.offset % BLOCK_BYTES;
+    if (into !== 0 || op.length % BLOCK_BYTES !== 0) {
+      const blocks = Math.ceil((into + op.length) / BLOCK_BYTES);
+      const bytes = blocks * BLOCK_BYTES;
+      const buffer = bytes <= PARTS_BYTES_MAX ? this.#set.env.memory.allocate(bytes) : 0;
+      if (buffer !== 0) {
+        reading.done = this.#onPartsRead;
+        return this.#readBlocks(reading, (op.offset - into) / BLOCK_BYTES, blocks, buffer);
+      }
       this.#readings.push(reading);
       return start(this.#readParts(op), (status) => this.#endRead(op, status), this.#set.onBug);
     }
@@ -177,6 +188,19 @@ export class Version implements BlockDevice {
     op.result = reading.badAt;
     this.#readings.push(reading);
     this.#endRead(op, status);
+  };
+
+  /** Whole blocks lie in a buffer of their own: what was asked for of them goes where it belongs. */
+  readonly #onPartsRead = (reading: Reading): void => {
+    const { op, at, badAt } = reading;
+    const { memory } = this.#set.env;
+    const into = op.offset % BLOCK_BYTES;
+    if (reading.status === "ok") memory.bytes.copyWithin(op.at, at + into, at + into + op.length);
+    memory.free(at);
+    op.result = Math.max(0, badAt - into);
+    this.#readings.push(reading);
+    // Removed meanwhile: its map is empty, and what that says is not what the volume had.
+    this.#endRead(op, this.gone ? "gone" : reading.status);
   };
 
   #endRead(op: BlockOp, status: Status): void {
