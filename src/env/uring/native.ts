@@ -35,6 +35,8 @@ export interface Native {
   /** Two connected stream sockets. */
   pair(): [number, number];
   close(fd: number): number;
+  /** madvise(2): asks for huge pages from `at` on. A hint: where the kernel has none, nothing changes. */
+  preferHugePages(at: number, length: number): number;
   /** How often this thread has lost the processor while it wanted it. */
   preemptions(): number;
 }
@@ -75,6 +77,7 @@ function load(): Native | { readonly missing: string } {
   const getsockopt = libc.func("int getsockopt(int, int, int, _Inout_ uint8_t *, _Inout_ uint32_t *)");
   const setsockopt = libc.func("int setsockopt(int, int, int, _In_ uint8_t *, uint32_t)");
   const fcntl = libc.func("int fcntl(int, int, int)");
+  const madvise = libc.func("int madvise(intptr_t, size_t, int)");
   const socketpair = libc.func("int socketpair(int, int, int, _Out_ int32_t *)");
   const eventfd = libc.func("int eventfd(uint32_t, int)");
   const getrusage = libc.func("int getrusage(int, _Inout_ uint8_t *)");
@@ -120,6 +123,10 @@ function load(): Native | { readonly missing: string } {
     },
     ownName: names("getsockname"),
     peerName: names("getpeername"),
+    preferHugePages: (at, length) => {
+      // MADV_HUGEPAGE
+      return madvise(at, length, 14) < 0 ? -ffi.errno() : 0;
+    },
     setBlocking: (fd, blocking) => {
       // F_GETFL, F_SETFL, O_NONBLOCK
       const flags = fcntl(fd, 3, 0);
