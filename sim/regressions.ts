@@ -37,4 +37,31 @@ export const REGRESSIONS: readonly Regression[] = [
     found:
       "a version 1 host never noticed that its server had gone while it was cut off: data ports that refuse tell it",
   },
+  {
+    seed: 45,
+    scenario: "iscsi",
+    found: "a session that replaced one that replaced another did not wait for the first: its write still ran",
+  },
+  {
+    seed: 53,
+    scenario: "iscsi",
+    found: "an aborted task was used again while its R2T stood in a queue: a read ended well without data",
+  },
+  { seed: 258, scenario: "iscsi", found: "the same: an R2T left on another connection than its command had come on" },
+  {
+    seed: 180,
+    scenario: "iscsi",
+    found: "a command whose turn came while its data arrived was kept for a turn that never came",
+  },
+  {
+    seed: 161,
+    scenario: "iscsi",
+    found: "ABORT TASK of a task that was being aborted was answered while it still ran",
+  },
+  {
+    seed: 366,
+    scenario: "iscsi",
+    found: "LOGICAL UNIT RESET did not wait for commands before it that were on their way (RFC 7143 §4.2.3.3)",
+  },
+  { seed: 553, scenario: "iscsi", found: "the same with CLEAR TASK SET: a write was done after its end was told" },
 ];

@@ -4,10 +4,52 @@
  */
 
 import type { PowerCut } from "./env/file-system.ts";
+import type { PrType } from "./oracle/pr-model.ts";
 import type { Io } from "./worlds/host.ts";
+
+export type ReserveKind =
+  | "register"
+  | "unregister"
+  | "register-ignore"
+  | "reserve"
+  | "release"
+  | "clear"
+  | "preempt"
+  | "preempt-abort"
+  | "move";
 
 export type Action = { readonly waitMs?: number } & (
   | { readonly do: "io"; readonly on: number; readonly io: DrawnIo }
+  /** A command of an iSCSI host. */
+  | {
+      readonly do: "scsi";
+      readonly host: number;
+      readonly attribute: "simple" | "ordered" | "head-of-queue";
+      readonly io: DrawnIo;
+    }
+  /** Somebody comes by over NBD. */
+  | { readonly do: "nbd-io"; readonly io: DrawnIo }
+  /** PERSISTENT RESERVE OUT; `pick` chooses key, victim or target, `wrong` a key that is not right. */
+  | {
+      readonly do: "reserve";
+      readonly host: number;
+      readonly what: ReserveKind;
+      readonly type: PrType;
+      readonly pick: number;
+      readonly aptpl: boolean;
+      readonly wrong: boolean;
+    }
+  /** PERSISTENT RESERVE IN: is the state what it should be? */
+  | { readonly do: "look"; readonly host: number }
+  | {
+      readonly do: "manage";
+      readonly host: number;
+      readonly function: "abort-task" | "abort-task-set" | "clear-task-set" | "lun-reset";
+      readonly immediate: boolean;
+    }
+  /** A command that is in flight is sent again, as it was. */
+  | { readonly do: "resend"; readonly host: number }
+  | { readonly do: "log-in-again"; readonly host: number }
   /** Reads everything of every version. */
   | { readonly do: "audit" }
   | { readonly do: "create-volume"; readonly size: number; readonly blockSize: number }

@@ -5,6 +5,7 @@ import { damage } from "./damage.ts";
 import { failingDisk } from "./failing-disk.ts";
 import { fairWeather } from "./fair-weather.ts";
 import { fullDisk } from "./full-disk.ts";
+import { iscsi } from "./iscsi.ts";
 import { lyingDisk } from "./lying-disk.ts";
 import { nbdNetwork } from "./nbd-network.ts";
 import { overwriting } from "./overwriting.ts";
@@ -25,4 +26,5 @@ export const SCENARIOS: readonly Scenario<any>[] = [
   nbdNetwork,
   fairWeather,
   scp,
+  iscsi,
 ];

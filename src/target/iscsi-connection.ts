@@ -518,7 +518,8 @@ export class IscsiConnection implements Ear {
     }
     if (this.#immediateData) task.received = this.#length;
     if (task.isImmediate) return this.#deliver(task);
-    if (task.held) {
+    // While its data came, those before it may have come on other connections.
+    if (task.held && session.turnOf(task.cmdSn, false) !== "now") {
       session.keep(task.cmdSn, () => this.#deliver(task));
       return;
     }

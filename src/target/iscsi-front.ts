@@ -341,6 +341,7 @@ export class IscsiFront implements ConnectionHome, SessionHome {
       connection.loginCmdSn,
       this.env.clock.date(),
     );
+    if (before !== undefined) session.follow(before);
     this.#sessions.set(tsih, session);
     this.#byKey.set(key, session);
     session.connections.set(login.cid, connection);

@@ -22,6 +22,8 @@ export interface Sendable {
   /** Writes what it has to say. False when the room was not enough: it is asked again after the next send. */
   write(outbox: Outbox): boolean;
   queued: boolean;
+  /** It stands in no queue any more. */
+  left?(): void;
 }
 
 /** Numbers that every PDU carries: §4.2.2.1. */
@@ -105,6 +107,7 @@ export class Outbox {
       if (!one.write(this)) break;
       one.queued = false;
       this.#head++;
+      one.left?.();
     }
     if (this.#head === this.#queue.length) {
       this.#queue.length = 0;

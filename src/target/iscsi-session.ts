@@ -62,6 +62,7 @@ export class IscsiSession implements Window {
   readonly #whenEnded: (() => void)[] = [];
   /** What is to be done in order, that came too early: by CmdSN. */
   readonly #early = new Map<number, () => void>();
+  readonly #managing: { readonly request: Management; readonly done: (response: number) => void }[] = [];
   #transferTag = 0;
   #immediates = 0;
   commands = 0;
@@ -119,14 +120,26 @@ export class IscsiSession implements Window {
   }
   /** Does what was kept and whose turn has come. */
   drainEarly(): void {
-    for (let todo = this.#early.get(this.expCmdSn); todo !== undefined; todo = this.#early.get(this.expCmdSn)) {
+    for (;;) {
+      this.#manageDue();
+      const todo = this.#early.get(this.expCmdSn);
+      if (todo === undefined) return;
       this.#early.delete(this.expCmdSn);
       this.advance();
       todo();
     }
   }
   get hasEarly(): boolean {
-    return this.#early.size > 0;
+    return this.#early.size > 0 || this.#managing.length > 0;
+  }
+  /** Task management that has waited for the commands before it. */
+  #manageDue(): void {
+    if (this.#managing.length === 0) return;
+    const due = this.#managing.filter(({ request }) => !isBefore(this.expCmdSn, request.cmdSn));
+    for (const one of due) {
+      this.#managing.splice(this.#managing.indexOf(one), 1);
+      this.#manage(one.request, one.done);
+    }
   }
   /** The window opens as tasks end, and never closes: MaxCmdSN does not go back. */
   #widen(): void {
@@ -166,11 +179,12 @@ export class IscsiSession implements Window {
   /** A task is over: answered and acknowledged, or given up. */
   endTask(task: IscsiTask): void {
     if (this.tasks.get(task.tag) !== task) return;
-    // The line is still writing into its buffer: it ends when that PDU does.
-    if (task.pinned) {
-      task.endWhenUnpinned = true;
+    // The line is still writing into its buffer, or an R2T of it still stands in a queue: it ends when it is let go.
+    if (task.pinned || task.queued) {
+      task.endWhenFree = true;
       return;
     }
+    task.endWhenFree = false;
     this.tasks.delete(task.tag);
     for (const { tasks } of this.lost.values()) tasks.delete(task);
     if (task.isImmediate) this.#immediates--;
@@ -195,8 +209,20 @@ export class IscsiSession implements Window {
 
   /* ----------------------------------------------------------------- task management */
 
-  /** §11.5. `done` is told a code of `TaskResponse`, once everything that the function concerns has ended. */
+  /**
+   * §11.5. `done` is told a code of `TaskResponse`, once everything that the function concerns has ended. §4.2.3.3 (b): a
+   * function for many waits for the commands before it, which may be on their way on other connections.
+   */
   manage(request: Management, done: (response: number) => void): void {
+    const isForMany =
+      request.function === TaskFunction.ABORT_TASK_SET ||
+      request.function === TaskFunction.CLEAR_TASK_SET ||
+      request.function === TaskFunction.LOGICAL_UNIT_RESET;
+    if (isForMany && isBefore(this.expCmdSn, request.cmdSn)) this.#managing.push({ request, done });
+    else this.#manage(request, done);
+  }
+
+  #manage(request: Management, done: (response: number) => void): void {
     const { server } = this.home;
     const { nexus, units } = this;
     if (nexus === undefined || units === undefined) return done(TaskResponse.REJECTED);
@@ -238,10 +264,10 @@ export class IscsiSession implements Window {
   #abortTask(request: Management, done: (response: number) => void): void {
     const task = this.tasks.get(request.referencedTag);
     if (task?.scsi.aborted) {
-      // Aborted before, by a reset perhaps: only its data was still awaited.
+      // Aborted before, by a reset perhaps: only its data was still awaited, or its last operation.
       task.loseSequences();
       if (task.scsi.stage === "done") this.endTask(task);
-      return done(TaskResponse.NO_TASK);
+      return this.home.server.abort([task.scsi], () => done(TaskResponse.NO_TASK));
     }
     if (task?.ended) return done(TaskResponse.NO_TASK);
     if (task === undefined) {
@@ -378,6 +404,7 @@ export class IscsiSession implements Window {
     if (this.ending) return;
     this.ending = true;
     this.#early.clear();
+    this.#managing.length = 0;
     this.lost.clear();
     for (const connection of [...this.connections.values()]) connection.close("session-ended");
     this.giveUp([...this.tasks.values()], NOTHING);
@@ -388,8 +415,18 @@ export class IscsiSession implements Window {
     else this.#whenEnded.push(told);
   }
 
+  /** This one takes the place of `before`, and is not over before that is: what comes after both must wait for both. */
+  follow(before: IscsiSession): void {
+    this.#before = before;
+    before.whenEnded(() => {
+      this.#before = undefined;
+      if (this.ending) this.#endIfQuiet();
+    });
+  }
+  #before: IscsiSession | undefined;
+
   #endIfQuiet(): void {
-    if (this.ended || this.tasks.size > 0 || this.connections.size > 0) return;
+    if (this.ended || this.#before !== undefined || this.tasks.size > 0 || this.connections.size > 0) return;
     this.ended = true;
     this.leaveUnits();
     this.home.sessionEnded(this);

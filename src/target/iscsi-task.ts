@@ -79,7 +79,8 @@ export class IscsiTask implements Sendable, TaskTransport {
   orphan = false;
   /** A line is receiving into its buffer. */
   pinned = false;
-  endWhenUnpinned = false;
+  /** It is over, but a line or a queue still knows it. */
+  endWhenFree = false;
   /** Of its unit; and when its header had come. */
   meter: Meter | undefined = undefined;
   startedAt: Millis = 0;
@@ -109,7 +110,7 @@ export class IscsiTask implements Sendable, TaskTransport {
     this.orphan = false;
     this.noRoom = false;
     this.pinned = false;
-    this.endWhenUnpinned = false;
+    this.endWhenFree = false;
     this.meter = undefined;
     for (const one of this.solicited) one.open = one.unsent = false;
   }
@@ -193,9 +194,11 @@ export class IscsiTask implements Sendable, TaskTransport {
   /** The line has let go of the buffer. */
   unpin(): void {
     this.pinned = false;
-    if (!this.endWhenUnpinned) return;
-    this.endWhenUnpinned = false;
-    this.session.endTask(this);
+    if (this.endWhenFree) this.session.endTask(this);
+  }
+  /** The outbox has let go of the task. */
+  left(): void {
+    if (this.endWhenFree) this.session.endTask(this);
   }
 
   /** No data is on its way any more. */
