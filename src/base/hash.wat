@@ -4,6 +4,9 @@
 ;; The first MiB of the memory is ours:
 ;;     0 ..   191   the default secret of XXH3
 ;;  4096 .. 20479   CRC32C tables: 16 x 256 words, table n advances a byte by n further bytes; the host fills them
+;; 20480 .. 25119   CRC32C of longer runs: 544 bytes of what has been folded last, then up to 4096 that follow
+;; 25600 .. 26687   the last 544 folded bytes, and 544 zeroes behind them
+;; 27136 .. 27679   what is left of a run when it has been folded
 (module
   (import "lane" "memory" (memory 2 32768))
 
@@ -259,10 +262,57 @@
 
   ;; ------------------------------------------------------------------ CRC32C
 
-  ;; Entry of table $n at byte $byte (0 to 255) of the word: 4096 + 1024 * n + 4 * byte.
-  (func $crc32c (export "crc32c") (param $at i32) (param $length i32) (param $crc i32) (result i32)
-    (local $lo i64) (local $hi i64) (local $low i32) (local $high i32)
+  ;; Runs of 1 KiB and more are folded first, which is four to six times as fast as tables. The polynomial P divides
+  ;; M = y^266 + y^143 + y^121 + y^88 + y^71 + 1, thus also M with x^16 for y (squaring gives P(x)^2 = P(x^2)): a word
+  ;; of 16 bits may be moved to the places 123, 145, 178, 195 and 266 words behind it without changing the remainder.
+  ;; Each word gathers what comes from those places before it, eight words at a time, until 544 bytes are left.
+  (func (export "crc32c") (param $at i32) (param $length i32) (param $crc i32) (result i32)
+    (local $head i32) (local $left i32) (local $count i32) (local $from i32) (local $end i32)
     (local.set $crc (i32.xor (local.get $crc) (i32.const -1)))
+    (if (i32.lt_u (local.get $length) (i32.const 1024)) (then
+      (return (i32.xor (call $byTables (local.get $at) (local.get $length) (local.get $crc)) (i32.const -1)))))
+    ;; What is no multiple of 16 goes first.
+    (local.set $head (i32.and (local.get $length) (i32.const 15)))
+    (local.set $crc (call $byTables (local.get $at) (local.get $head) (local.get $crc)))
+    (local.set $at (i32.add (local.get $at) (local.get $head)))
+    (local.set $left (i32.sub (i32.sub (local.get $length) (local.get $head)) (i32.const 544)))
+    (memory.fill (i32.const 20480) (i32.const 0) (i32.const 544))
+    ;; Only the first word looks 532 bytes back: so the sum so far is added to the first bytes.
+    (i32.store (i32.const 20492) (local.get $crc))
+    ;; Both loops below: eight words with what comes to them from before; $from lies 532 bytes before theirs.
+    (loop $block
+      (local.set $count (select (local.get $left) (i32.const 4096) (i32.lt_u (local.get $left) (i32.const 4096))))
+      (local.set $from (i32.const 20492))
+      (local.set $end (i32.add (local.get $from) (local.get $count)))
+      (loop $each
+        (v128.store offset=532 (local.get $from) (v128.xor
+          (v128.xor
+            (v128.xor (v128.load (local.get $at)) (v128.load (local.get $from)))
+            (v128.xor (v128.load offset=142 (local.get $from)) (v128.load offset=176 (local.get $from))))
+          (v128.xor (v128.load offset=242 (local.get $from)) (v128.load offset=286 (local.get $from)))))
+        (local.set $at (i32.add (local.get $at) (i32.const 16)))
+        (local.set $from (i32.add (local.get $from) (i32.const 16)))
+        (br_if $each (i32.lt_u (local.get $from) (local.get $end))))
+      (local.set $left (i32.sub (local.get $left) (local.get $count)))
+      (if (local.get $left) (then
+        (memory.copy (i32.const 20480) (i32.const 24576) (i32.const 544))
+        (br $block))))
+    (memory.copy (i32.const 25600) (i32.add (i32.const 20480) (local.get $count)) (i32.const 544))
+    (local.set $from (i32.const 25612))
+    (loop $rest
+      (v128.store offset=1524 (local.get $from) (v128.xor
+        (v128.xor
+          (v128.xor (v128.load (local.get $at)) (v128.load (local.get $from)))
+          (v128.xor (v128.load offset=142 (local.get $from)) (v128.load offset=176 (local.get $from))))
+        (v128.xor (v128.load offset=242 (local.get $from)) (v128.load offset=286 (local.get $from)))))
+      (local.set $at (i32.add (local.get $at) (i32.const 16)))
+      (local.set $from (i32.add (local.get $from) (i32.const 16)))
+      (br_if $rest (i32.lt_u (local.get $from) (i32.const 26156))))
+    (i32.xor (call $byTables (i32.const 27136) (i32.const 544) (i32.const 0)) (i32.const -1)))
+
+  ;; Entry of table $n at byte $byte (0 to 255) of the word: 4096 + 1024 * n + 4 * byte. The sum before it is complemented.
+  (func $byTables (param $at i32) (param $length i32) (param $crc i32) (result i32)
+    (local $lo i64) (local $hi i64) (local $low i32) (local $high i32)
     (block $tail (loop $sixteen
       (br_if $tail (i32.lt_u (local.get $length) (i32.const 16)))
       (local.set $lo (i64.xor (i64.load (local.get $at)) (i64.extend_i32_u (local.get $crc))))
@@ -314,4 +364,4 @@
       (local.set $at (i32.add (local.get $at) (i32.const 1)))
       (local.set $length (i32.sub (local.get $length) (i32.const 1)))
       (br $one)))
-    (i32.xor (local.get $crc) (i32.const -1))))
+    (local.get $crc)))
