@@ -1,6 +1,7 @@
 /** What all parts of the io_uring Env share. */
 import type { Memory, Pieces } from "#base/memory";
 import { MIB } from "#base/units";
+import { Promptness, WRITE_SLOW_MS } from "../promptness.ts";
 import { loadNative, type Native } from "./native.ts";
 import { Ring } from "./ring.ts";
 import { UringTurn } from "./uring-turn.ts";
@@ -22,10 +23,7 @@ export class UringCore {
   readonly memory: Memory;
   /** The address of position 0 of the memory, which is fixed and never moves; pinned by `memory`. */
   readonly base: number;
-  /** On the clock of `performance`: until then, writes go to the ring's threads, because the disk makes them wait. */
-  avoidWritesUntil = 0;
-  /** Writes in a row that took long. */
-  slowWrites = 0;
+  readonly writes = new Promptness(WRITE_SLOW_MS);
 
   constructor(memory: Memory) {
     const native = loadNative();

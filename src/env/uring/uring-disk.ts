@@ -53,20 +53,6 @@ export class UringDisk extends NodeFiles implements Disk {
   }
 }
 
-/**
- * Writes of at most this many bytes go to the page cache by a call of their own. The ring would give them to a thread,
- * since most file systems do not promise that a buffered write does not wait: 48 µs of the processor for 8 KiB that
- * way, 5 µs this way.
- */
-const DIRECT_BYTES_MAX = 512 * 1024;
-/**
- * So many calls in a row that took so long have waited for the disk (one alone may have lost the processor to somebody);
- * for a while, writes then go to the ring's threads.
- */
-const SLOW_COUNT = 3;
-const SLOW_MS = 3;
-const AVOID_MS = 50;
-
 /** One operation in the ring; made once and used again and again. A short read or write is continued. */
 class DiskRequest implements Request {
   index = 0;
@@ -104,22 +90,22 @@ class DiskRequest implements Request {
     turn.kick();
   }
 
+  /**
+   * Writes go to the page cache by a call of their own. The ring would give them to a thread, since most file systems do
+   * not promise that a buffered write does not wait: 48 µs of the processor for 8 KiB that way, 5 µs this way.
+   */
   #writeNow(op: DiskOp, fd: number, position: Bytes): boolean {
     const left = totalOf(op) - op.count;
     const core = this.#core;
-    if (left === 0 || left > DIRECT_BYTES_MAX) return false;
-    const began = performance.now();
-    if (began < core.avoidWritesUntil) return false;
-    const { ring } = core;
+    const { ring, writes } = core;
+    if (!writes.begin(left)) return false;
     const count = op.pieces?.count ?? 1;
     const first = ring.takeIovecs(count);
     let used = 1;
     if (op.pieces === undefined) ring.setIovec(first, core.base + op.at + op.count, left);
     else used = core.fillIovecs(first, op.pieces, op.count);
     this.#direct = ring.writeNow(fd, first, used, position);
-    const ended = performance.now();
-    core.slowWrites = ended - began > SLOW_MS ? core.slowWrites + 1 : 0;
-    if (core.slowWrites >= SLOW_COUNT) core.avoidWritesUntil = ended + AVOID_MS;
+    writes.end(left);
     return true;
   }
 
