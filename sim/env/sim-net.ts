@@ -179,6 +179,8 @@ export class SimLine implements Line {
   #lastArrival: Millis = 0;
   #receiveAt = -1;
   #receiveLength = 0;
+  #restAt = 0;
+  #restLength = 0;
   #isReceivePlanned = false;
   #sending: Pieces | undefined;
   #sendPiece = 0;
@@ -195,13 +197,16 @@ export class SimLine implements Line {
     return this.process.node;
   }
 
-  receive(at: number, length: number): void {
+  receive(at: number, length: number, restAt = 0, restLength = 0): void {
     if (this.#receiveAt >= 0) throw new Error("a line receives twice at a time");
     if (length <= 0) throw new Error(`a line receives ${length} bytes`);
     if (this.isOver || this.process.dead) return;
     this.process.memory.assertOwned(at, length, "a receive");
+    if (restLength > 0) this.process.memory.assertOwned(restAt, restLength, "the rest of a receive");
     this.#receiveAt = at;
     this.#receiveLength = length;
+    this.#restAt = restAt;
+    this.#restLength = restLength;
     this.#planReceive();
   }
 
@@ -383,13 +388,17 @@ export class SimLine implements Line {
   #giveReceived(): void {
     const { world, memory } = this.process;
     const { chunkMax } = world.network.faults;
-    const limit = Math.min(this.#receiveLength, world.chance.often(0.5) ? chunkMax : 1 + world.chance.below(chunkMax));
-    memory.assertOwned(this.#receiveAt, this.#receiveLength, "a receive");
+    const length = this.#receiveLength;
+    const room = length + this.#restLength;
+    const limit = Math.min(room, world.chance.often(0.5) ? chunkMax : 1 + world.chance.below(chunkMax));
+    memory.assertOwned(this.#receiveAt, length, "a receive");
+    if (this.#restLength > 0) memory.assertOwned(this.#restAt, this.#restLength, "the rest of a receive");
     let count = 0;
     while (count < limit && this.#arrived.length > 0) {
       const first = this.#arrived[0]!;
-      const step = Math.min(first.length, limit - count);
-      memory.bytes.set(first.subarray(0, step), this.#receiveAt + count);
+      const step = Math.min(first.length, (count < length ? Math.min(limit, length) : limit) - count);
+      const at = count < length ? this.#receiveAt + count : this.#restAt + count - length;
+      memory.bytes.set(first.subarray(0, step), at);
       if (step === first.length) this.#arrived.shift();
       else this.#arrived[0] = first.subarray(step);
       count += step;

@@ -156,8 +156,11 @@ export type LineEnd = "stopped" | "reset" | "broken";
 export interface Line {
   ear: Ear;
   readonly peer: Peer;
-  /** Receives up to `length` bytes to `at`: `ear.onReceived(count)`. Not calling it is the backpressure. */
-  receive(at: number, length: number): void;
+  /**
+   * Receives up to `length` bytes to `at`, and what there is beyond them, up to `restLength` bytes, to `restAt`:
+   * `ear.onReceived(count)` counts both. Not calling it is the backpressure.
+   */
+  receive(at: number, length: number, restAt?: number, restLength?: number): void;
   /** Sends all of `pieces`; they, and what they point to, belong to the line until `ear.onSent()`. */
   send(pieces: Pieces): void;
   /**

@@ -154,10 +154,13 @@ export class Cleaner {
     this.#gainMs = Math.min(GAIN_MS_MAX, 0.5 * this.#gainMs + (0.5 * took) / Math.max(1, gained));
   }
 
-  /** Dead blocks, those of segments that wait to be retired included, in relation to live ones. */
+  /**
+   * Dead blocks that have to be cleaned, in relation to live ones: those of segments that are dead altogether come back
+   * with the next checkpoints, however fast hosts write.
+   */
   get deadRatio(): number {
     this.#survey();
-    const dead = this.#deadBlocks + this.#waiting * this.#set.segmentBlocks;
+    const dead = this.#deadBlocks;
     return dead <= 2 * DEAD_SEGMENTS_MIN * this.#set.segmentBlocks ? 0 : dead / Math.max(1, this.#liveBlocks);
   }
 

@@ -86,8 +86,10 @@ const ENTRIES_MAX = Pieces.COUNT_MAX - 2;
 const RESERVE_FROM_SEGMENTS = 1;
 /** A set of so many segments keeps the space of a whole one besides, so that there is room to clean with. */
 export const RESERVE_TO_CLEAN_FROM_SEGMENTS = 4;
-/** The next segment is made when this part of the current one is full. */
+/** The next segment is made when this part of the current one is full, or it will be, at its pace, in so many milliseconds. */
 const MAKE_NEXT_AT = 0.75;
+const MAKE_NEXT_BEFORE_MS = 60;
+const MAKE_NEXT_FROM = 0.1;
 
 /** First in, first out, without a move of all for each that leaves. */
 class EntryQueue {
@@ -158,6 +160,8 @@ export class Log {
   /** Why the last attempt to make a segment that was waited for failed; "full" is tried again. */
   #makeFault: DiskFault | undefined;
   #lastSegment = 0;
+  /** When the current segment began to be filled. */
+  #rolledAt: Millis = 0;
   stopped: LogStop | undefined;
 
   readonly #queue = new EntryQueue();
@@ -669,10 +673,17 @@ export class Log {
       if (!isData || entry.applied === entry.count) entry.done(entry, "ok");
     }
     entries.length = 0;
-    if (segment.used > this.segmentBlocks * MAKE_NEXT_AT && this.#next === undefined && !this.#making) this.#make();
+    if (this.#next === undefined && !this.#making && this.#isNextDue(segment)) this.#make();
     if (this.stopped !== undefined) this.#refuseQueue(this.stopped === "closed" ? "gone" : this.stopped);
     this.#pump();
     this.#told();
+  }
+
+  #isNextDue(segment: Segment): boolean {
+    const filled = segment.used / this.segmentBlocks;
+    if (filled < MAKE_NEXT_FROM || filled > MAKE_NEXT_AT) return filled > MAKE_NEXT_AT;
+    const elapsed = this.#env.clock.now() - this.#rolledAt;
+    return (elapsed / filled) * (1 - filled) < MAKE_NEXT_BEFORE_MS;
   }
 
   /** The entries of a group that could not be written wait again, in their order. */
@@ -753,6 +764,7 @@ export class Log {
     }
     this.current = this.#next;
     this.#next = undefined;
+    this.#rolledAt = this.#env.clock.now();
     if (canary.armed === "reuse-segment-name") this.#lastSegment--;
   }
 

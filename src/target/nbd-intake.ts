@@ -2,7 +2,8 @@
  * Cuts the requests of one NBD connection out of its stream, finds memory for them, and sets them going.
  *
  * Bytes come into the connection's own buffer, many small requests at a time; a write's payload is copied once from
- * there to its slot, and what is missing of a long one is received straight into the slot. A request that finds no
+ * there to its slot. What is missing of a long one is received straight into the slot, together with the header that
+ * follows; where long ones follow each other, none of them is copied, and each takes one receive. A request that finds no
  * memory stops the receiving: the connection then waits for its turn (see `NbdFront`), and TCP stops the client.
  * Requests longer than PART_BYTES run as several operations, so that none of them needs much memory in one piece.
  *
@@ -58,8 +59,10 @@ export class Intake {
   #start = 0;
   #end = 0;
   #receiving = false;
-  /** A receive goes straight into the slot that is being filled. */
-  #direct = false;
+  /** A receive goes straight into the slot that is being filled: so many bytes of it at most, others are behind them. */
+  #directBytes = 0;
+  /** The last request had a long payload, and so will have the next: only its header is received before its place is known. */
+  #bulk = false;
 
   #stage: Stage = "header";
   /** The request that is being taken in, and what speaks against it. */
@@ -123,12 +126,12 @@ export class Intake {
   received(count: number): void {
     this.#receiving = false;
     this.bytesIn += count;
-    if (!this.#direct) {
-      this.#end += count;
-      return;
-    }
-    this.#left -= count;
-    this.#partLeft -= count;
+    const direct = Math.min(count, this.#directBytes);
+    this.#end += count - direct;
+    if (direct === 0) return;
+    this.#directBytes = 0;
+    this.#left -= direct;
+    this.#partLeft -= direct;
     if (this.#partLeft === 0) this.#takePart();
   }
 
@@ -163,14 +166,20 @@ export class Intake {
     if (this.#receiving || this.#stage === "nothing") return;
     this.#receiving = true;
     if (this.owed !== undefined) this.#home.watchTime();
-    this.#direct = this.#stage === "payload" && this.#partLeft >= Math.min(DIRECT_BYTES_MIN, this.#bufferSize / 2);
-    if (this.#direct) {
+    const worth = this.#bulk || this.#partLeft >= Math.min(DIRECT_BYTES_MIN, this.#bufferSize / 2);
+    if (this.#stage === "payload" && worth) {
       const part = this.#part!;
-      this.#line.receive(part.dataAt + part.op.length - this.#partLeft, this.#partLeft);
+      // All that was in the buffer is in the part already. Behind the last part comes the next request.
+      this.#start = this.#end = 0;
+      const rest = this.#left > this.#partLeft ? 0 : this.#bulk ? this.#headerBytes : this.#bufferSize;
+      this.#directBytes = this.#partLeft;
+      this.#line.receive(part.dataAt + part.op.length - this.#partLeft, this.#partLeft, this.#bufferAt, rest);
       return;
     }
     this.#makeRoom();
-    this.#line.receive(this.#bufferAt + this.#end, this.#bufferSize - this.#end);
+    const isHeader = this.#bulk && this.#stage === "header";
+    const room = isHeader ? this.#headerBytes : this.#bufferSize;
+    this.#line.receive(this.#bufferAt + this.#end, room - this.#end);
   }
 
   /** Moves what is not used yet to the front of the buffer; takes a larger one if this one was too small. */
@@ -210,6 +219,7 @@ export class Intake {
     this.#start += this.#headerBytes;
     this.requests++;
     this.#left = payloadBytes(request, this.#agreement);
+    this.#bulk = this.#left >= DIRECT_BYTES_MIN;
     if (this.#left < 0) {
       this.broken = `a request has a payload of ${request.length} bytes`;
       return false;

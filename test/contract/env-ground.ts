@@ -75,11 +75,11 @@ export class Talk implements Ear {
   }
 
   /** Receives up to `length` bytes to the start of the buffer; -1 when the line ended instead. */
-  receive(length = this.size, at = this.buffer): Effect<number> {
+  receive(length = this.size, at = this.buffer, restAt = 0, restLength = 0): Effect<number> {
     return (resume) => {
       if (this.end !== undefined) return resume(-1);
       this.#received = resume;
-      this.#call(() => this.line.receive(at, length));
+      this.#call(() => this.line.receive(at, length, restAt, restLength));
     };
   }
 

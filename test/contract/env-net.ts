@@ -55,6 +55,23 @@ export function netContract(name: string, abilities: Abilities, make: () => Grou
       listener.close();
     });
 
+    claim("what comes beyond a receive's length goes where its rest belongs", function* (ground) {
+      const { listener, near, far } = yield* connected(ground);
+      yield* near.say("0123456789");
+      yield* perform(pause(ground.env, 5));
+      ground.env.memory.bytes.fill(0x2e, far.buffer, far.buffer + 64);
+      let count = 0;
+      // A network may give less than there is.
+      while (count < 4) count += yield* perform(far.receive(4 - count, far.buffer + count, far.buffer + 32, 3));
+      while (count < 7) count += yield* perform(far.receive(7 - count, far.buffer + 32 + count - 4));
+      assert.equal(Buffer.from(ground.env.memory.slice(far.buffer, 6)).toString(), "0123..");
+      assert.equal(Buffer.from(ground.env.memory.slice(far.buffer + 32, 5)).toString(), "456..");
+      assert.equal(yield* far.hearAll(3), "789");
+      yield* near.close();
+      yield* far.close();
+      listener.close();
+    });
+
     claim("a thousand pieces leave as one", function* (ground) {
       const { env } = ground;
       const { listener, near, far } = yield* connected(ground);

@@ -37,9 +37,9 @@ export class MeddledLine implements Line {
   get peer(): Peer {
     return this.#line.peer;
   }
-  receive(at: number, length: number): void {
+  receive(at: number, length: number, restAt = 0, restLength = 0): void {
     this.#at = at;
-    this.#line.receive(at, length);
+    this.#line.receive(at, length, restAt, restLength);
   }
   send(pieces: Pieces): void {
     this.#line.send(pieces);

@@ -143,7 +143,7 @@ export class StillLine implements Line {
   piecesOfLastSend = 0;
   #incoming: Uint8Array[] = [];
   #finished = false;
-  #wanted: { at: number; length: number } | undefined;
+  #wanted: { at: number; length: number; restAt: number; restLength: number } | undefined;
   #sending: Pieces | undefined;
   #said: Uint8Array[] = [];
   #closing = false;
@@ -155,13 +155,13 @@ export class StillLine implements Line {
 
   /** What the server has asked to receive, in bytes; 0 when it does not want anything. */
   get wants(): number {
-    return this.#wanted?.length ?? 0;
+    return this.#wanted === undefined ? 0 : this.#wanted.length + this.#wanted.restLength;
   }
 
-  receive(at: number, length: number): void {
+  receive(at: number, length: number, restAt = 0, restLength = 0): void {
     if (this.#wanted !== undefined) throw new Error("a second receive at the same time");
     if (length <= 0) throw new Error("a receive of nothing");
-    this.#wanted = { at, length };
+    this.#wanted = { at, length, restAt, restLength };
     this.#deliver();
   }
 
@@ -226,11 +226,12 @@ export class StillLine implements Line {
     this.env.plan(() => {
       if (this.#wanted !== wanted || this.#closing) return;
       let count = 0;
-      const most = Math.min(wanted.length, this.chunkMax);
+      const most = Math.min(wanted.length + wanted.restLength, this.chunkMax);
       while (count < most && this.#incoming.length > 0) {
         const first = this.#incoming[0]!;
-        const part = first.subarray(0, most - count);
-        this.env.memory.bytes.set(part, wanted.at + count);
+        const behind = count - wanted.length;
+        const part = first.subarray(0, behind < 0 ? Math.min(most - count, -behind) : most - count);
+        this.env.memory.bytes.set(part, behind < 0 ? wanted.at + count : wanted.restAt + behind);
         count += part.length;
         if (part.length === first.length) this.#incoming.shift();
         else this.#incoming[0] = first.subarray(part.length);

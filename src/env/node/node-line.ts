@@ -17,6 +17,8 @@ export class NodeLine implements Line {
   #at = 0;
   /** Bytes asked for; 0 when nothing is being received. */
   #length = 0;
+  #restAt = 0;
+  #restLength = 0;
   #ended = false;
   #detached = false;
   /** Set by `close`: from then on only `onClosed` is told. */
@@ -33,9 +35,11 @@ export class NodeLine implements Line {
     socket.on("close", this.#onClose);
   }
 
-  receive(at: number, length: number): void {
+  receive(at: number, length: number, restAt = 0, restLength = 0): void {
     this.#at = at;
     this.#length = length;
+    this.#restAt = restAt;
+    this.#restLength = restLength;
     process.nextTick(this.#deliver);
   }
 
@@ -72,9 +76,15 @@ export class NodeLine implements Line {
 
   readonly #deliver = (): void => {
     if (this.#length === 0 || this.#closing || this.#detached) return;
-    const count = Math.min(this.#length, this.socket.readableLength);
+    const count = Math.min(this.#length + this.#restLength, this.socket.readableLength);
     if (count > 0) {
-      this.#memory.bytes.set(this.socket.read(count) as Uint8Array, this.#at);
+      const bytes = this.socket.read(count) as Uint8Array;
+      const { bytes: memory } = this.#memory;
+      if (count <= this.#length) memory.set(bytes, this.#at);
+      else {
+        memory.set(bytes.subarray(0, this.#length), this.#at);
+        memory.set(bytes.subarray(this.#length), this.#restAt);
+      }
       this.#tell(count);
     } else if (this.#ended) {
       this.#tell(0);

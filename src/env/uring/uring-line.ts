@@ -22,6 +22,8 @@ export class UringLine implements Line {
   #sending = false;
   #at = 0;
   #length = 0;
+  #restAt = 0;
+  #restLength = 0;
   #pieces!: Pieces;
   #sent = 0;
   /** Once set, only `onClosed` will be told, when nothing is in flight any more. */
@@ -40,9 +42,11 @@ export class UringLine implements Line {
     lines.add(this);
   }
 
-  receive(at: number, length: number): void {
+  receive(at: number, length: number, restAt = 0, restLength = 0): void {
     this.#at = at;
     this.#length = length;
+    this.#restAt = restAt;
+    this.#restLength = restLength;
     this.#submitReceive();
   }
 
@@ -72,7 +76,15 @@ export class UringLine implements Line {
     if (this.#closing) return;
     this.#receiving = true;
     const { ring, base, turn } = this.#core;
-    ring.prepare(this.#receive, OP.RECV, this.#fd, base + this.#at, this.#length, 0, 0);
+    if (this.#restLength === 0) {
+      ring.prepare(this.#receive, OP.RECV, this.#fd, base + this.#at, this.#length, 0, 0);
+    } else {
+      // Not RECVMSG: the kernel writes to a message when it is done, and the arena's are other ones' by then.
+      const first = ring.takeIovecs(2);
+      ring.setIovec(first, base + this.#at, this.#length);
+      ring.setIovec(first + 1, base + this.#restAt, this.#restLength);
+      ring.prepare(this.#receive, OP.READV, this.#fd, ring.iovecAddress(first), 2, 0, 0);
+    }
     turn.kick();
   }
 
