@@ -1,5 +1,6 @@
 /** `ashlar attach`, `ashlar paths`, `ashlar detach`: this machine as a host of an SCP server */
 import { spawn } from "node:child_process";
+import { mkdirSync, openSync } from "node:fs";
 import { connect } from "node:net";
 import { hostname } from "node:os";
 import { join } from "node:path";
@@ -207,22 +208,26 @@ function tlsOf({ tls, tlsCa, tlsCert, tlsKey, tlsHostname }: Options): Pick<Atta
   };
 }
 
-/** Starts the process that stays, and waits until it has told what came of it. */
+/** Starts the process that stays, and waits until it has told what came of it. It logs to a file: our terminal goes. */
 function inBackground(options: AttachOptions, env: string): Promise<Told> {
   const script = `const { attach } = await import(process.argv[1]);
     process.once("message", ({ options, env }) => attach(options, env, (told) => process.send(told, () => process.disconnect())));`;
   const module = new URL("../../bin/attach.js", import.meta.url).href;
+  const folder = runFolder();
+  mkdirSync(folder, { recursive: true, mode: 0o700 });
+  const path = join(folder, "attach.log");
+  const log = openSync(path, "a", 0o600);
   return new Promise((resolve, reject) => {
     const child = spawn(process.execPath, ["--input-type=module", "-e", script, module], {
       detached: true,
-      stdio: ["ignore", "ignore", "inherit", "ipc"],
+      stdio: ["ignore", "ignore", log, "ipc"],
     });
     child.once("message", (told) => {
       child.unref();
       resolve(told as Told);
     });
     child.once("error", reject);
-    child.once("exit", (code) => reject(new Error(`the attachment ended (${code}) before it was made`)));
+    child.once("exit", (code) => reject(new Error(`the attachment ended (${code}) before it was made: see ${path}`)));
     child.send({ options, env });
   });
 }
