@@ -1,10 +1,12 @@
 /** The command line, as operators and other people's scripts use it, against a real server. */
 import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
+import { once } from "node:events";
 import { readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { suite, test } from "node:test";
-import { run, runAny } from "./support/program.ts";
+import { run, runAny, until } from "./support/program.ts";
 import { ASHLAR, Server } from "./support/server.ts";
 import { tempFolder } from "./support/temp.ts";
 
@@ -109,6 +111,31 @@ suite("the command line", async () => {
     assert.equal((await server.ashlarAny(["volume", "export", "img", out])).status, 4);
     const piped = await runAny("sh", ["-c", `${ASHLAR} --data ${server.data} volume export img - | cmp - ${image}`]);
     assert.equal(piped.status, 0, piped.stderr);
+  });
+
+  test("an import that is killed leaves no half of a volume, and --resume goes on with it", async (t) => {
+    const server = await Server.start(t);
+    const image = join(tempFolder(t), "image");
+    const bytes = randomBytes(8 * 1024 * 1024);
+    writeFileSync(image, bytes);
+    const args = [ASHLAR, "--data", server.data, "volume", "import", "img", "-", "--size", "8M"];
+    const importing = spawn(process.execPath, args, { stdio: ["pipe", "ignore", "ignore"] });
+    t.after(() => importing.kill("SIGKILL"));
+    // It is given half of the image, and then no more.
+    importing.stdin.write(bytes.subarray(0, bytes.length / 2));
+    const mapped = async () =>
+      JSON.parse((await server.ashlarAny(["volume", "show", "img.importing", "--json"])).stdout || "{}").space
+        ?.mapped ?? 0;
+    await until("a part of it", async () => (await mapped()) >= 1024 * 1024);
+    assert.equal((await server.ashlarAny(["volume", "show", "img"])).status, 3, "it has its name at the end");
+    importing.kill("SIGKILL");
+    await once(importing, "exit");
+    const again = await server.ashlarAny(["volume", "import", "img", image]);
+    assert.equal(again.status, 4);
+    assert.match(again.stderr, /--resume/);
+    await server.ashlar("volume", "import", "img", image, "--resume", "--verify");
+    const names = (await server.json("volume", "ls")).map((each: { name: string }) => each.name);
+    assert.deepEqual(names, ["img"]);
   });
 
   test("what is wrong is refused with a word, a sentence, a hint and an exit status", async (t) => {

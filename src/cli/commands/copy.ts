@@ -3,6 +3,7 @@ import { statSync } from "node:fs";
 import type { Command } from "commander";
 import type { ApiReply } from "#admin/schema/api";
 import { socketPath } from "#admin/socket-path";
+import { checkName } from "#base/names";
 import { Refusal } from "#base/refusal";
 import { formatSize, parseSize } from "#base/size";
 import type { RemoteHandle } from "#library/connect";
@@ -28,6 +29,8 @@ interface ExportOptions extends CommonOptions {
 
 const PRIVATE_SOCKET = "nbd.sock";
 const GRAIN_BYTES = 4096;
+/** A volume is called so until all of its image is there: nobody takes a half for the whole. */
+const PARTIAL = ".importing";
 
 /** @param volume the command `ashlar volume`. */
 export function addCopyCommands(volume: Command): void {
@@ -41,16 +44,18 @@ export function addCopyCommands(volume: Command): void {
     .option("--verify", "read everything again at the end, and compare")
     .action(async (name: string, file: string, options: ImportOptions, command: Command) => {
       const context = new Context(command);
-      const made = await volumeFor(context, name, file, options);
+      const { target, made } = await targetFor(context, name, file, options);
       const { importFile } = await import("#library/copy");
       const result = await withDevice(
         context,
-        name,
+        target,
         "import",
         options,
         `volume import ${name} ${file}`,
         (device, copy) => importFile(file, device, { ...copy, targetIsZero: made }),
       );
+      if (target !== name)
+        await context.api.call("PATCH /v1/volumes/{name}", { params: { name: target }, body: { name } });
       context.show({ volume: name, file, ...result }, () => `${name}: ${formatResult(result)}`);
     });
   volume
@@ -76,21 +81,34 @@ export function addCopyCommands(volume: Command): void {
     });
 }
 
-/** Makes the volume when it is not there: true. Refuses one that is, unless it may be overwritten. */
-async function volumeFor(context: Context, name: string, file: string, options: ImportOptions): Promise<boolean> {
-  const found = await find(context, name);
-  if (found !== undefined) {
-    if (options.overwrite === true || options.resume === true) return false;
-    const hint = "--overwrite replaces what it holds; --resume goes on with an import that was broken off.";
-    throw new Refusal("exists", `There is already a volume "${name}"`, hint);
+/**
+ * The volume to write to: the one that is there, if it may be overwritten; otherwise one that gets its name when all of
+ * the image is in it. `made`: just now, so that it is all zeroes.
+ */
+async function targetFor(
+  context: Context,
+  name: string,
+  file: string,
+  options: ImportOptions,
+): Promise<{ target: string; made: boolean }> {
+  const mayReplace = options.overwrite === true || options.resume === true;
+  if ((await find(context, name)) !== undefined) {
+    if (mayReplace) return { target: name, made: false };
+    throw new Refusal("exists", `There is already a volume "${name}"`, "--overwrite replaces what it holds.");
+  }
+  const target = `${checkName("volume", name)}${PARTIAL}`;
+  if ((await find(context, target)) !== undefined) {
+    if (mayReplace) return { target, made: false };
+    const hint = `--resume goes on with it; --overwrite begins anew in its place; \`ashlar volume rm ${target}\` drops it.`;
+    throw new Refusal("exists", `An import of "${name}" was broken off`, hint);
   }
   if (options.size === undefined && file === "-")
     throw new Refusal("bad-request", "Standard input does not tell its size", "Give the volume's size with --size.");
   const wanted = options.size === undefined ? imageSize(file) : parseSize(options.size);
   const size = Math.max(Math.ceil(wanted / GRAIN_BYTES) * GRAIN_BYTES, GRAIN_BYTES);
   const blockSize = options.blockSize === "4096" ? 4096 : 512;
-  await context.api.call("POST /v1/volumes", { body: { name, size, blockSize } });
-  return true;
+  await context.api.call("POST /v1/volumes", { body: { name: target, size, blockSize } });
+  return { target, made: true };
 }
 
 async function find(context: Context, name: string): Promise<Volume | undefined> {
