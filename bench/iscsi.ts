@@ -258,6 +258,7 @@ async function manyUnits(context: Context): Promise<Table> {
   let made = 0;
   let current = server;
   try {
+    await server.ashlar("limits", "--units-per-host", String(Math.max(...counts)));
     await server.ashlar("host", "add", "bench", "--iqn", INITIATOR);
     for (const count of counts) {
       for (; made < count; made++) {

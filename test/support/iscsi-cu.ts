@@ -9,6 +9,8 @@ export interface CuTest {
   readonly suite: string;
   readonly name: string;
   readonly outcome: CuOutcome;
+  /** What it says of itself when it skips itself; else empty. */
+  readonly reason: string;
 }
 
 /** The longest that one suite may take: Sanitize sleeps for a minute of its own. */
@@ -22,7 +24,7 @@ export async function cuSuites(): Promise<string[]> {
 
 /** Reads the verbose output of a run. A test that says nothing at its end has failed. */
 export function parseCu(output: string): CuTest[] {
-  const tests: { suite: string; name: string; skipped: boolean; ended: "passed" | "failed" | undefined }[] = [];
+  const tests: { suite: string; name: string; reason: string; ended: "passed" | "failed" | undefined }[] = [];
   let suite = "";
   for (const line of output.split("\n")) {
     const started = /^Suite: (\S+)/.exec(line);
@@ -31,18 +33,20 @@ export function parseCu(output: string): CuTest[] {
       continue;
     }
     const test = /^\s+Test: (.+?) \.\.\.(.*)/.exec(line);
-    if (test !== null) tests.push({ suite, name: test[1]!, skipped: false, ended: undefined });
+    if (test !== null) tests.push({ suite, name: test[1]!, reason: "", ended: undefined });
     const current = tests.at(-1);
     if (current === undefined || (current.ended !== undefined && test === null)) continue;
-    if (line.includes("[SKIPPED]")) current.skipped = true;
+    const skip = /\[SKIPPED\]\s*(.*)/.exec(line);
+    if (skip !== null && current.reason === "") current.reason = skip[1]! || "no reason given";
     const end = test === null ? line : test[2]!;
     if (/^passed/.test(end.trimStart())) current.ended = "passed";
     if (/^FAILED/.test(end.trimStart())) current.ended = "failed";
   }
-  return tests.map(({ suite: of, name, skipped, ended }) => ({
+  return tests.map(({ suite: of, name, reason, ended }) => ({
     suite: of,
     name,
-    outcome: ended !== "passed" ? "failed" : skipped ? "skipped" : "passed",
+    outcome: ended !== "passed" ? "failed" : reason !== "" ? "skipped" : "passed",
+    reason,
   }));
 }
 
