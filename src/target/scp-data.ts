@@ -544,13 +544,13 @@ export class ScpDataConnection implements Ear {
 
   /** Whoever is in the middle of something with us has a limited time for it (`ScpFront` looks now and then). */
   #noteStall(): void {
+    // Whoever does not take its answers may be what leaves no memory, for itself and for others.
     const owed =
       this.#sending ||
-      this.#version === 0 ||
-      this.#bodyLeft > 0 ||
-      (this.#end > this.#start && this.#inFlight < this.#depth);
-    if (!owed || this.#starved) this.stalledSince = Number.POSITIVE_INFINITY;
-    else if (this.stalledSince === Number.POSITIVE_INFINITY || this.#bodyLeft > 0)
+      (!this.#starved &&
+        (this.#version === 0 || this.#bodyLeft > 0 || (this.#end > this.#start && this.#inFlight < this.#depth)));
+    if (!owed) this.stalledSince = Number.POSITIVE_INFINITY;
+    else if (this.stalledSince === Number.POSITIVE_INFINITY || (this.#bodyLeft > 0 && !this.#sending))
       this.stalledSince = this.#env.clock.now();
   }
 }

@@ -11,6 +11,8 @@ export class MeddledLine implements Line {
   closed = false;
   /** Changes what was received, in place. */
   corrupt: ((bytes: Uint8Array) => void) | undefined;
+  /** After so many more bytes have arrived, the connection breaks. */
+  cutAfter = Number.POSITIVE_INFINITY;
   readonly #line: Line;
   readonly #memory: Memory;
   #stalled = false;
@@ -39,7 +41,10 @@ export class MeddledLine implements Line {
   }
   receive(at: number, length: number, restAt = 0, restLength = 0): void {
     this.#at = at;
-    this.#line.receive(at, length, restAt, restLength);
+    if (this.cutAfter < length) {
+      if (this.cutAfter === 0) this.cut();
+      else this.#line.receive(at, this.cutAfter);
+    } else this.#line.receive(at, length, restAt, restLength);
   }
   send(pieces: Pieces): void {
     this.#line.send(pieces);
@@ -64,6 +69,7 @@ export class MeddledLine implements Line {
   }
 
   #deliver(count: number): void {
+    this.cutAfter -= count;
     if (count > 0) this.corrupt?.(this.#memory.bytes.subarray(this.#at, this.#at + count));
     this.ear.onReceived(count);
   }
@@ -73,6 +79,8 @@ export class MeddlingNet implements Net {
   readonly lines = new Set<MeddledLine>();
   /** Dials that are refused. */
   refuse: ((to: Address) => boolean) | undefined;
+  /** Told of every line before anything has been said on it. */
+  onLine: ((line: MeddledLine) => void) | undefined;
   readonly #env: Env;
 
   constructor(env: Env) {
@@ -97,6 +105,7 @@ export class MeddlingNet implements Net {
         if (isNetError(line)) return resume(line);
         const meddled = new MeddledLine(line, to, this.#env.memory);
         this.lines.add(meddled);
+        this.onLine?.(meddled);
         return resume(meddled);
       });
     };
