@@ -47,6 +47,13 @@ export const CANARIES: readonly Canary[] = [
   { name: "scp-welcome-early", what: "a session begins before the old one has ended", scenario: "scp", worldsMax: 600 },
   { name: "scp-fence-early", what: "a fence is answered before it stands", scenario: "scp", worldsMax: 600 },
   { name: "scp-half-done", what: "an operation is done with its first piece", scenario: "scp", worldsMax: 50 },
+  { name: "scp-wrong-parent", what: "a piece counts for another operation", scenario: "scp", worldsMax: 100 },
+  {
+    name: "scp-wrong-answer",
+    what: "an answer is taken for that to another command",
+    scenario: "scp",
+    worldsMax: 300,
+  },
   { name: "scp-piece-twice", what: "a piece is sent twice", scenario: "scp", worldsMax: 100 },
 ];
 

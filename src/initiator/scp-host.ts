@@ -292,7 +292,7 @@ export class ScpHost {
       const piece = this.#freePieces.pop() ?? new ScpPiece();
       const length = code === Op.FLUSH ? 0 : Math.min(most, op.length - i * most);
       piece.turn++;
-      piece.work = work;
+      piece.work = canary.armed === "scp-wrong-parent" && i > 0 ? (this.#freeWorks.at(-1) ?? work) : work;
       piece.code = code;
       piece.flags = flags;
       piece.unit = unit;
