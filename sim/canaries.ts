@@ -39,6 +39,7 @@ export const CANARIES: readonly Canary[] = [
     worldsMax: 600,
   },
   { name: "free-shared", what: "a block is freed that another version has", scenario: "version-trees", worldsMax: 100 },
+  { name: "free-copied", what: "a block is freed that was copied elsewhere", scenario: "copies", worldsMax: 100 },
   { name: "forget-trim", what: "trimmed blocks keep their data", scenario: "fair-weather", worldsMax: 100 },
   { name: "hole-is-data", what: "block status lies about holes", scenario: "fair-weather", worldsMax: 300 },
   { name: "retry-failed-sync", what: "a failed sync is tried again", scenario: "failing-disk", worldsMax: 300 },

@@ -1,5 +1,6 @@
 /** iSCSI on a server with two lanes: units of both in one session, one state of reservations, and lanes that die. */
 import assert from "node:assert/strict";
+import { randomBytes } from "node:crypto";
 import { after, before, describe, it } from "node:test";
 import { RawInitiator, read10, TUR, write10 } from "./support/iscsi-client.ts";
 import { countCu, namesOf, runCuSuite } from "./support/iscsi-cu.ts";
@@ -37,6 +38,34 @@ const unmapList = (lba: number, blocks: number): Buffer => {
   return list;
 };
 const LIMITS = [0x12, 1, 0xb0, 0, 64, 0];
+
+/** EXTENDED COPY (LID1) from and to blocks of units that their NAA names name: SPC-4 §6.4. */
+const EXTENDED_COPY = [0x83, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 108, 0, 0];
+function copyList(from: string, to: string, sourceLba: number, destinationLba: number, blocks: number): Buffer {
+  const list = Buffer.alloc(16 + 2 * 32 + 28);
+  list[1] = 0x18;
+  list.writeUInt16BE(64, 2);
+  list.writeUInt32BE(28, 8);
+  for (const [index, naa] of [from, to].entries()) {
+    const at = 16 + 32 * index;
+    list.set([0xe4, 0, 0, 0, 1, 3, 0, 16], at);
+    list.write(naa, at + 8, "hex");
+  }
+  const segment = 16 + 64;
+  list.set([0x02, 0, 0, 24], segment);
+  list.writeUInt16BE(1, segment + 6);
+  list.writeUInt16BE(blocks, segment + 10);
+  list.writeUInt32BE(sourceLba, segment + 16);
+  list.writeUInt32BE(destinationLba, segment + 24);
+  return list;
+}
+/** The NAA name in VPD page 83h. */
+async function naaOf(one: RawInitiator): Promise<string> {
+  const page = (await one.run([0x12, 1, 0x83, 1, 0, 0], { read: 256 })).data;
+  for (let at = 4; at < page.length; at += 4 + page[at + 3]!)
+    if ((page[at + 1]! & 0x3f) === 3) return page.subarray(at + 4, at + 4 + page[at + 3]!).toString("hex");
+  throw new Error("there is no NAA name");
+}
 
 describe("iSCSI over two lanes", { timeout: 300_000 }, () => {
   let server: Server;
@@ -126,6 +155,75 @@ describe("iSCSI over two lanes", { timeout: 300_000 }, () => {
       assert.equal((await one.run(write10(5000, 1), { write: data })).status, 0);
     }
     assert.equal(limits[0], limits[1], "whatever lane a unit is of, it promises the same");
+    one.close();
+  });
+
+  it("EXTENDED COPY shares data within a version set, and moves it between sets and at the edges", async () => {
+    for (const [index, name] of ["fine", "far"].entries()) {
+      await server.ashlar("volume", "create", name, "--size", "64M", "--block-size", "512");
+      await server.ashlar("grant", name, "one", "--unit", String(10 + index));
+    }
+    await server.ashlar("snapshot", "create", "fine@start");
+    await server.ashlar("clone", "fine@start", "twin");
+    await server.ashlar("grant", "twin", "one", "--unit", "12");
+    const one = await open(ONE);
+    const names: string[] = [];
+    for (const lun of [10, 11, 12]) {
+      one.lun = lun;
+      await one.settle();
+      names.push(await naaOf(one));
+    }
+    const [fine, far, twin] = names as [string, string, string];
+    const data = randomBytes(4 << 20);
+    const write = async (lba: number, bytes: Buffer): Promise<void> => {
+      for (let done = 0; done < bytes.length; done += 65536) {
+        const part = bytes.subarray(done, done + 65536);
+        assert.equal((await one.run(write10(lba + done / 512, part.length / 512), { write: part })).status, 0);
+      }
+    };
+    const read = async (lun: number, lba: number, length: number): Promise<Buffer> => {
+      one.lun = lun;
+      const parts: Buffer[] = [];
+      for (let done = 0; done < length; done += 65536) {
+        const part = Math.min(65536, length - done);
+        parts.push((await one.run(read10(lba + done / 512, part / 512), { read: part })).data);
+      }
+      return Buffer.concat(parts);
+    };
+    const copy = async (to: string, sourceLba: number, lba: number, blocks: number): Promise<void> => {
+      one.lun = 10;
+      const list = copyList(fine, to, sourceLba, lba, blocks);
+      assert.equal((await one.run(EXTENDED_COPY, { write: list })).status, 0);
+    };
+    one.lun = 10;
+    await write(0, data);
+    const live = async (): Promise<number> => {
+      const metrics = await server.ashlar("metrics");
+      const samples = [...metrics.matchAll(/^ashlar_set_live_bytes\{.*\} (\d+)$/gm)];
+      assert.ok(samples.length > 0, metrics);
+      return samples.reduce((sum, [, bytes]) => sum + Number(bytes), 0);
+    };
+    let before = 0;
+    await until("what was written is counted", async () => (before = await live()) >= data.length);
+    const BLOCKS = data.length / 512;
+    await copy(fine, 0, 2 * BLOCKS, BLOCKS);
+    await copy(twin, 0, 3 * BLOCKS, BLOCKS);
+    // Not at the edges of the engine's blocks, but as far from them on both sides.
+    await copy(twin, 3, 5 * BLOCKS + 3, BLOCKS - 6);
+    assert.ok((await read(10, 2 * BLOCKS, data.length)).equals(data));
+    assert.ok((await read(12, 3 * BLOCKS, data.length)).equals(data));
+    const inner = data.subarray(3 * 512, data.length - 3 * 512);
+    assert.ok((await read(12, 5 * BLOCKS + 3, inner.length)).equals(inner));
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+    assert.ok((await live()) < before + 65536, "nothing but the edges was moved");
+    await copy(far, 0, 7, BLOCKS);
+    assert.ok((await read(11, 7, data.length)).equals(data));
+    await until("what was moved is counted", async () => (await live()) >= before + data.length);
+    // A write to one of the copies leaves the others alone.
+    one.lun = 10;
+    await write(0, Buffer.alloc(data.length, 1));
+    assert.ok((await read(10, 2 * BLOCKS, data.length)).equals(data));
+    assert.ok((await read(12, 3 * BLOCKS, data.length)).equals(data));
     one.close();
   });
 

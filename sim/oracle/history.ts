@@ -163,6 +163,18 @@ export class History {
     return marks;
   }
 
+  /** Blocks [first, first + count) become what `source` has there. As `write`. */
+  copy(first: number, count: number, source: FrozenHistory): Mark[] {
+    const asked = this.#ticks.next();
+    const marks: Mark[] = [];
+    for (let index = first; index < first + count; index++) {
+      const mark = new Mark(0, source.block(index), asked);
+      this.#at(index).push(mark);
+      marks.push(mark);
+    }
+    return marks;
+  }
+
   /** The write was answered as done; with `durable` it is on stable storage (FUA). */
   written(first: number, marks: readonly Mark[], durable: boolean): void {
     const now = this.#ticks.next();

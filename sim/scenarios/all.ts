@@ -1,6 +1,7 @@
 /** Every scenario there is. To add one: a file beside this one, and a line here; see docs/design/simulation.md. */
 import type { Scenario } from "../scenario.ts";
 import { badCheckpoints } from "./bad-checkpoints.ts";
+import { copies } from "./copies.ts";
 import { damage } from "./damage.ts";
 import { failingDisk } from "./failing-disk.ts";
 import { fairWeather } from "./fair-weather.ts";
@@ -17,6 +18,7 @@ import { versionTrees } from "./version-trees.ts";
 export const SCENARIOS: readonly Scenario<any>[] = [
   powerCuts,
   versionTrees,
+  copies,
   overwriting,
   fullDisk,
   failingDisk,

@@ -36,7 +36,11 @@ export interface EngineSetup {
   /** Reads all versions after each start. */
   readonly auditOnOpen: boolean;
   readonly slowDisk: number;
+  /** Some writes make a range what a snapshot has there, by sharing. */
+  readonly copies?: boolean;
 }
+/** Of the writes, where there is something to copy. */
+const COPIES_ONE_IN = 2;
 
 const DIRECTORY = "/data/set";
 /** Everything asked must be answered within this time once nothing goes wrong any more. Virtual milliseconds. */
@@ -416,7 +420,26 @@ export class EngineWorld {
     const block = Math.min(base + (drawn.offset % area.blocks), blocks - 1);
     const count = Math.max(1, Math.min(drawn.count, blocks - block));
     const { area: _, offset: __, ...rest } = drawn;
+    if (this.#setup.copies === true && drawn.kind === "write" && drawn.offset % COPIES_ONE_IN === 0) {
+      const copy = this.#drawnCopy(model, on + drawn.offset, { ...rest, block, count });
+      if (copy !== undefined) return this.#submit(model, copy);
+    }
     this.#submit(model, { ...rest, block, count });
+  }
+
+  /** The write as a copy of what a snapshot has at the same place, in whole blocks of the engine. */
+  #drawnCopy(model: VersionModel, pick: number, io: Io): Io | undefined {
+    const fits = [...this.model.versions.values()].filter(
+      ({ kind, blockSize }) => kind === "snapshot" && blockSize === model.blockSize,
+    );
+    const snapshot = fits[pick % Math.max(1, fits.length)];
+    const source = snapshot === undefined ? undefined : this.#target(snapshot);
+    if (snapshot === undefined || source === undefined) return undefined;
+    const per = BLOCK_BYTES / model.blockSize;
+    const end = Math.floor(Math.min(model.size, snapshot.size) / BLOCK_BYTES) * per;
+    const block = Math.floor(io.block / per) * per;
+    const count = Math.min(Math.ceil(io.count / per) * per, end - block);
+    return count <= 0 ? undefined : { ...io, block, count, source };
   }
 
   #submit(model: VersionModel, io: Io, onDone?: (status: Status) => void): void {
@@ -440,6 +463,7 @@ export class EngineWorld {
     const changes = io.kind !== "read" && io.kind !== "status" && io.kind !== "cache";
     const isRemoved = !this.model.versions.has(target.name) || this.#changing?.what.kind === "disappears";
     if (this.#host.isLenient) return changes ? "unknown" : "refused";
+    if (status === "gone" && io.source !== undefined && !this.model.versions.has(io.source.name)) return "unknown";
     if (status === "gone" && (isRemoved || this.#state === "closing")) return "unknown";
     if (status === "unsupported" && io.fastOnly) return "refused";
     // After a failed sync the page cache may have forgotten what it had: then that is what is missing.

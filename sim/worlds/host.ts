@@ -33,6 +33,8 @@ export interface Io {
   readonly fastOnly?: boolean;
   /** Compare-write: expect something that is not there. */
   readonly mismatch?: boolean;
+  /** Write: the same range of this snapshot instead of data, by sharing. */
+  readonly source?: Target;
 }
 
 const EXTENTS_MAX = 64;
@@ -101,7 +103,8 @@ export class Host {
     const { blockSize } = target.device;
     const request = new Request(io, target, (done) => this.#onDone(done), onDone);
     const length = io.count * blockSize;
-    const buffer = io.kind === "compare-write" ? 2 * length : io.kind === "read" || io.kind === "write" ? length : 0;
+    const carriesData = io.kind === "read" || (io.kind === "write" && io.source === undefined);
+    const buffer = io.kind === "compare-write" ? 2 * length : carriesData ? length : 0;
     if (buffer > 0) {
       request.at = memory.allocate(buffer);
       if (request.at === 0) return false;
@@ -117,7 +120,8 @@ export class Host {
     op.result = 0;
     this.#begin(request, blockSize, length);
     this.#inFlight.add(request);
-    target.device.submit(op);
+    if (io.source === undefined) target.device.submit(op);
+    else target.device.copyFrom!(op, io.source.device, op.offset);
     return true;
   }
 
@@ -148,6 +152,10 @@ export class Host {
     const { history } = target;
     switch (io.kind) {
       case "write":
+        if (io.source !== undefined) {
+          if (history !== undefined) request.marks = history.copy(io.block, io.count, io.source.frozen!);
+          return;
+        }
         request.stamp = this.#stamps.next++;
         fillPattern(this.#words, request.at, length, blockSize, io.block, request.stamp);
         if (history !== undefined) request.marks = history.write(io.block, io.count, request.stamp);
@@ -321,5 +329,6 @@ export class Host {
 export function describeIo(io: Io, target: { readonly name: string }): string {
   if (io.kind === "flush") return `flush ${target.name}`;
   const flags = [io.fua ? " fua" : "", io.noHole ? " no-hole" : "", io.fastOnly ? " fast" : ""].join("");
+  if (io.source !== undefined) return `copy${flags} ${io.source.name} to ${target.name} ${io.block} + ${io.count}`;
   return `${io.kind}${flags} ${target.name} ${io.block} + ${io.count}`;
 }

@@ -1,9 +1,9 @@
 /**
- * What lanes want of each other passes through here: compare-and-write on another lane's volume, and reservations, of
+ * What lanes want of each other passes through here: operations on another lane's volume, and reservations, of
  * which every lane keeps a copy. The last word on each volume is kept, so that a lane that is replaced learns it.
  */
 import { Refusal } from "#base/refusal";
-import type { LaneWishes } from "#lane/messages";
+import type { LaneCalls, LaneWishes } from "#lane/messages";
 import type { LaneMessage, Lanes } from "./lanes.ts";
 
 type Wish = Extract<LaneMessage, { type: "wish" }>;
@@ -27,7 +27,7 @@ export class LaneWishDesk {
     const answer =
       wish === "reservations"
         ? await this.#share(lane, given as LaneWishes["reservations"]["given"])
-        : await this.#compareWrite(given as LaneWishes["compare-write"]["given"]);
+        : await this.#doThere(wish, given as LaneWishes[typeof wish]["given"]);
     await this.#lanes.call(lane, "answer", { wish: id, answer });
   }
 
@@ -53,12 +53,14 @@ export class LaneWishDesk {
     return undefined;
   }
 
-  async #compareWrite({
-    lane,
-    ...given
-  }: LaneWishes["compare-write"]["given"]): Promise<LaneWishes["compare-write"]["answer"]> {
-    const answer = await this.#orDead(this.#lanes.call(lane, "device.compare-write", given));
-    return answer ?? { status: "away", result: 0 };
+  /** An operation on a volume of another lane. */
+  async #doThere<Op extends "compare-write" | "copy">(
+    wish: Op,
+    { lane, ...given }: LaneWishes[Op]["given"],
+  ): Promise<LaneWishes[Op]["answer"]> {
+    const call = `device.${wish}` as const;
+    const answer = this.#lanes.call(lane, call, given as unknown as LaneCalls[typeof call]["given"]);
+    return (await this.#orDead(answer)) ?? { status: "away", result: 0 };
   }
 
   /** A lane that dies meanwhile is told everything when it is replaced. */

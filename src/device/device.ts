@@ -108,6 +108,11 @@ export interface BlockDevice {
   /** Names the device for ever, on every path and protocol: 16 bytes as 32 lower-case hex digits. */
   readonly uuid: string;
   submit(op: BlockOp): void;
+  /**
+   * Makes the range of `op` (a write) what `source` has from byte `from` on, by sharing instead of moving data; reads and
+   * writes see it as one write. "unsupported": it cannot be shared, and nothing was done.
+   */
+  copyFrom?(op: BlockOp, source: BlockDevice, from: Bytes): void;
   /** Tells of changes of size, of rights, and that the device is gone. Returns how to stop listening. */
   watch(watcher: DeviceWatcher): () => void;
 }

@@ -79,6 +79,19 @@ export class Guard implements BlockDevice {
     }
   }
 
+  copyFrom(op: BlockOp, source: BlockDevice, from: Bytes): void {
+    const given = source instanceof Guard ? source.#whole : source;
+    const fault = this.#end ?? (source instanceof Guard ? source.ended : undefined) ?? this.#judge(op);
+    if (fault !== undefined) op.status = fault;
+    else if (this.#whole?.copyFrom !== undefined && given !== undefined) return this.#whole.copyFrom(op, given, from);
+    else op.status = "unsupported";
+    op.done(op);
+  }
+  /** The device itself, if the host sees all of it. */
+  get #whole(): BlockDevice | undefined {
+    return this.#range === undefined ? this.#device : undefined;
+  }
+
   watch(watcher: DeviceWatcher): () => void {
     this.#watchers.add(watcher);
     return () => this.#watchers.delete(watcher);

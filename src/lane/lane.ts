@@ -105,6 +105,7 @@ export class Lane {
     "reservations.clear": ({ uuid }) => clearReservations(this.#book, uuid),
     "reservations.take": ({ shared, cleared }) => now(() => this.#book.take(shared, cleared)),
     "device.compare-write": (given) => this.#compareWrite(given),
+    "device.copy": (given) => this.#copy(given),
     answer: ({ wish, answer: said }) => now(() => this.#wishes.answer(wish, said)),
     meters: () => answer(() => this.#meters()),
     connections: () => answer(() => this.#connections()),
@@ -230,6 +231,22 @@ export class Lane {
       device.submit(op);
     });
     memory.free(at);
+    return { status, result };
+  }
+
+  *#copy({ volume, source, offset, length, from, fua }: Given<"device.copy">): Task<LaneCalls["device.copy"]["reply"]> {
+    const device = this.#directory.find(volume);
+    const other = this.#directory.find(source);
+    if (device?.copyFrom === undefined || other === undefined || !this.#directory.isOwn(volume))
+      return { status: "unsupported", result: 0 };
+    const { status, result } = yield* perform<BlockOp>((resume) => {
+      const op = new BlockOp(resume);
+      op.kind = "write";
+      op.offset = offset;
+      op.length = length;
+      op.fua = fua;
+      device.copyFrom!(op, other, from);
+    });
     return { status, result };
   }
 

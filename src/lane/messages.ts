@@ -78,6 +78,8 @@ export interface LaneWishes {
   reservations: { given: { shared: SharedReservations; cleared: boolean }; answer: undefined };
   /** Compare-and-write, which NBD does not have, on a volume of lane `lane`. */
   "compare-write": { given: { lane: number } & CompareWrite; answer: { status: Status; result: number } };
+  /** A copy within a version set of lane `lane`, which shares the data. */
+  copy: { given: { lane: number } & CopyRange; answer: { status: Status; result: number } };
 }
 export type LaneWish = keyof LaneWishes;
 /** `data`: what must be there, and as many bytes that are then written. */
@@ -86,6 +88,14 @@ export interface CompareWrite {
   readonly offset: Bytes;
   readonly fua: boolean;
   readonly data: Uint8Array;
+}
+export interface CopyRange {
+  readonly volume: string;
+  readonly offset: Bytes;
+  readonly length: Bytes;
+  readonly source: string;
+  readonly from: Bytes;
+  readonly fua: boolean;
 }
 
 /** A change of a version set; each is durable when it is answered. */
@@ -228,6 +238,7 @@ export interface LaneCalls {
   "reservations.take": { given: LaneWishes["reservations"]["given"]; reply: undefined };
   /** Done for a lane that cannot do it over NBD. */
   "device.compare-write": { given: CompareWrite; reply: LaneWishes["compare-write"]["answer"] };
+  "device.copy": { given: CopyRange; reply: LaneWishes["copy"]["answer"] };
   /** The answer to a wish of this lane, by its number. */
   answer: { given: { wish: number; answer: unknown }; reply: undefined };
   meters: { given: undefined; reply: readonly MeterFacts[] };

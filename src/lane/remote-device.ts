@@ -1,7 +1,7 @@
 /**
  * A device of another lane. Connections that ask for it are given away to that lane where that is possible; where it is
  * not (under TLS, or in a session with devices of several lanes), its operations go there as NBD over a Unix socket.
- * Compare-and-write, which NBD does not have, goes by way of the control plane.
+ * Compare-and-write and copies that share data, which NBD does not have, go by way of the control plane.
  */
 import type { Status } from "#base/status";
 import { start } from "#base/task";
@@ -65,6 +65,14 @@ export class RemoteDevice implements BlockDevice {
       this.#waiting.push(op);
       if (!this.#isOpening) this.#open();
     }
+  }
+
+  /** What lies in one lane may be of one version set. */
+  copyFrom(op: BlockOp, source: BlockDevice, from: Bytes): void {
+    if (!(source instanceof RemoteDevice) || source.lane !== this.lane) return finish(op, "unsupported");
+    const { offset, length, fua } = op;
+    const given = { lane: this.lane, volume: this.#name, offset, length, source: source.#name, from, fua };
+    this.#wishes.ask("copy", given)(({ status }) => finish(op, status));
   }
 
   watch(watcher: DeviceWatcher): () => void {

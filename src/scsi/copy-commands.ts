@@ -23,6 +23,9 @@ import type { UnitView } from "./nexus.ts";
 import type { ScsiTask, Step } from "./task.ts";
 
 const COPY_BUFFER_BYTES = 1024 * 1024;
+/** Data is shared in whole blocks of the engine; what one sharing covers at most, so that none takes long. */
+const SHARE_BLOCK_BYTES = 4096;
+const SHARE_BYTES_MAX = 256 * 1024 * 1024;
 
 interface Copy {
   readonly list: CopyList;
@@ -31,6 +34,8 @@ interface Copy {
   /** Bytes done of the segment, and of all. */
   done: number;
   moved: number;
+  /** The units of this segment share no data: it is moved. */
+  moves: boolean;
 }
 
 export const extendedCopy: Step = (task) => {
@@ -46,7 +51,7 @@ const copyCollected: Step = (task) => {
   if (typeof list === "number") return server.fail(task, SenseKey.ILLEGAL_REQUEST, list);
   if (list.segments.length === 0) return server.end(task);
   const views = list.targets.map((target) => findUnit(task, target));
-  task.extra = { list, views, segment: 0, done: 0, moved: 0 } satisfies Copy;
+  task.extra = { list, views, segment: 0, done: 0, moved: 0, moves: false } satisfies Copy;
   server.withMemory(task, COPY_BUFFER_BYTES, true, copyNext);
 };
 
@@ -83,15 +88,37 @@ const copyNext: Step = (task) => {
   if (copy.done >= bytes) {
     copy.segment++;
     copy.done = 0;
+    copy.moves = false;
     return copyNext(task);
+  }
+  const left = bytes - copy.done;
+  const into = (to + copy.done) % SHARE_BLOCK_BYTES;
+  const shares = !copy.moves && (from + copy.done) % SHARE_BLOCK_BYTES === into;
+  const whole = into === 0 ? left - (left % SHARE_BLOCK_BYTES) : 0;
+  if (shares && whole > 0 && destination.device.copyFrom !== undefined) {
+    op.kind = "write";
+    op.offset = to + copy.done;
+    op.length = Math.min(whole, SHARE_BYTES_MAX);
+    op.fua = !destination.unit.mode.writeCache;
+    task.next = copyShared;
+    task.stage = "executing";
+    destination.device.copyFrom(op, source.device, from + copy.done);
+    return;
   }
   op.kind = "read";
   op.offset = from + copy.done;
-  op.length = Math.min(COPY_BUFFER_BYTES, bytes - copy.done);
+  // Up to where sharing may begin, data is moved.
+  op.length = Math.min(COPY_BUFFER_BYTES, left, shares && into > 0 ? SHARE_BLOCK_BYTES - into : COPY_BUFFER_BYTES);
   op.at = task.scratch;
   task.next = copyRead;
   task.stage = "executing";
   source.device.submit(op);
+};
+
+const copyShared: Step = (task) => {
+  if (task.op.status !== "unsupported") return copyWritten(task);
+  (task.extra as Copy).moves = true;
+  copyNext(task);
 };
 
 const copyRead: Step = (task) => {

@@ -28,6 +28,8 @@ export interface SegmentFacts {
   readonly damaged: boolean;
   /** No map of this checkpoint refers to it: its file may be gone. */
   readonly dead: boolean;
+  /** Blocks of it were copied without being moved. */
+  readonly shared?: boolean;
 }
 
 /** A version, or a ghost with how far its blocks have been given back. */

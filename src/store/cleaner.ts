@@ -8,8 +8,7 @@ import { perform, type Task } from "#base/task";
 import { BLOCK_BYTES, type Millis } from "#base/units";
 import { COVERED_FROM, decodeGroup, EntryKind, GROUP, HEAD_BLOCKS_MAX } from "./format.ts";
 import { LogEntry } from "./log.ts";
-import { LEAF_BLOCKS, type Location } from "./map.ts";
-import type { Node } from "./node.ts";
+import type { Location } from "./map.ts";
 import { decodeEntries, type FoundEntry } from "./replay-entries.ts";
 import { locationOf, type Segment } from "./segment.ts";
 import { transfer } from "./segment-store.ts";
@@ -306,25 +305,7 @@ export class Cleaner {
   /** Adds the runs of [block, block + count) that some version still has at `location` and on. */
   #liveRuns(runs: Run[], index: number, block: number, count: number, location: Location): void {
     const alive = new Uint8Array(count);
-    const { arena } = this.#set;
-    const seen: number[] = [];
-    const look = (node: Node, leafIndex: number): void => {
-      const leaf = node.map.leafAt(leafIndex);
-      if (leaf === 0 || seen.includes(leaf)) return;
-      seen.push(leaf);
-      const base = leafIndex * LEAF_BLOCKS;
-      const end = Math.min(block + count, base + LEAF_BLOCKS);
-      for (let at = Math.max(block, base); at < end; ) {
-        arena.find(leaf, at - base);
-        const length = Math.min(arena.length, end - at);
-        if (arena.location === location + (at - block)) alive.fill(1, at - block, at - block + length);
-        at += length;
-      }
-    };
-    for (let leafIndex = Math.floor(block / LEAF_BLOCKS); leafIndex * LEAF_BLOCKS < block + count; leafIndex++) {
-      seen.length = 0;
-      for (const node of this.#set.tree.all()) look(node, leafIndex);
-    }
+    this.#set.tree.markAlive(block, count, location, alive);
     for (let start = 0; start < count; ) {
       let end = start + 1;
       if (alive[start] === 1) {

@@ -58,6 +58,11 @@ export const EntryKind = {
   MOVE: 3,
   /** The control record of this group takes effect here. */
   CONTROL: 4,
+  /**
+   * `version` has from `block` on what another version (`fromBlock` is its number) has from block `fromSegment` on at
+   * this point of the log: the same locations, and holes.
+   */
+  COPY: 5,
 } as const;
 export type EntryKind = (typeof EntryKind)[keyof typeof EntryKind];
 

@@ -49,6 +49,9 @@ export class LogEntry {
   at = 0;
   /** MOVE: where they lie in the log now. */
   from: Location = 0;
+  /** COPY: the version and the block that it begins with. */
+  fromVersion = 0;
+  fromBlock = 0;
   /** CONTROL: the record. */
   control: Uint8Array | undefined;
   /** Blocks of it that are in a group already. */
@@ -370,7 +373,7 @@ export class Log {
       if (first === undefined) return;
       if (this.stopped !== undefined) return this.#refuseQueue(this.stopped === "closed" ? "gone" : this.stopped);
       if (first.kind !== EntryKind.MOVE && this.#isHeld()) return;
-      if (first.kind === EntryKind.DATA && this.#user.lacksReserve) {
+      if (takesSpace(first) && this.#user.lacksReserve) {
         this.#onFull();
         continue;
       }
@@ -407,7 +410,7 @@ export class Log {
       return this.#refuseData("full");
     }
     this.#reclaiming = true;
-    this.#user.reclaim(first.kind !== EntryKind.DATA, (gained) => {
+    this.#user.reclaim(!takesSpace(first), (gained) => {
       this.#reclaiming = false;
       // Whether there was a gain or not, the next attempt is the last one for what waits now.
       this.#reclaimed = true;
@@ -447,7 +450,8 @@ export class Log {
     const segment = this.current;
     if (segment === undefined || segment.sealed) return 0;
     const data = entry.kind === EntryKind.DATA || entry.kind === EntryKind.MOVE;
-    const left = this.#usableBlocks - Math.max(segment.used, 1) - (data ? this.#metadataBlocks : 0);
+    const reserved = data || takesSpace(entry) ? this.#metadataBlocks : 0;
+    const left = this.#usableBlocks - Math.max(segment.used, 1) - reserved;
     if (left < 2) return 0;
     if (!data) return left;
     const count = Math.min(entry.count - entry.taken, GROUP_BLOCKS_MAX);
@@ -460,7 +464,7 @@ export class Log {
   #refuseData(status: Status): void {
     const refused = this.#moves.drain();
     for (const entry of this.#queue.drain()) {
-      if (entry.kind !== EntryKind.DATA && !this.#noRoomAtAll && this.#room(entry) > 0) this.#queue.push(entry);
+      if (!takesSpace(entry) && !this.#noRoomAtAll && this.#room(entry) > 0) this.#queue.push(entry);
       else refused.push(entry);
     }
     for (const entry of refused) entry.done(entry, status);
@@ -557,8 +561,11 @@ export class Log {
       view.setUint32(entryAt + ENTRY.version, entry.version);
       writeU64(view, entryAt + ENTRY.block, entry.block + done);
       view.setUint32(entryAt + ENTRY.count, isData ? count : entry.count);
-      view.setUint32(entryAt + ENTRY.fromBlock, entry.kind === EntryKind.MOVE ? blockOf(entry.from) + done : 0);
-      const from = entry.kind === EntryKind.MOVE ? this.segments.at(entry.from).number : 0;
+      const isMove = entry.kind === EntryKind.MOVE;
+      const isCopy = entry.kind === EntryKind.COPY;
+      const fromBlock = isMove ? blockOf(entry.from) + done : isCopy ? entry.fromVersion : 0;
+      view.setUint32(entryAt + ENTRY.fromBlock, fromBlock);
+      const from = isMove ? this.segments.at(entry.from).number : isCopy ? entry.fromBlock : 0;
       writeU64(view, entryAt + ENTRY.fromSegment, from);
       entryAt += ENTRY.byteLength;
       if (!isData) continue;
@@ -806,6 +813,11 @@ export class Log {
     segment.pins++;
     this.#env.disk.submit(op);
   }
+}
+
+/** What a full disk refuses; all else frees space, or is the cleaner's. */
+function takesSpace({ kind }: LogEntry): boolean {
+  return kind === EntryKind.DATA || kind === EntryKind.COPY;
 }
 
 function overlaps(entry: LogEntry, version: number, block: number, count: number): boolean {

@@ -153,8 +153,11 @@ function markSame(node: Node, block: number, length: number, location: Location,
   }
 }
 
-/** The walk of a ghost over one of its leaves: what only it had is dead. */
-export function releaseLeaf(arena: LeafArena, ghost: Node, leafIndex: number, kill: Kill): void {
+/**
+ * The walk of a ghost over one of its leaves: what only it had is dead. `copied`: something was copied in the set, so that
+ * a parent and a child may have the same location by themselves.
+ */
+export function releaseLeaf(arena: LeafArena, ghost: Node, leafIndex: number, kill: Kill, copied: boolean): void {
   const leaf = ghost.map.leafAt(leafIndex);
   const runs: number[] = [];
   const base = leafIndex * LEAF_BLOCKS;
@@ -167,11 +170,42 @@ export function releaseLeaf(arena: LeafArena, ghost: Node, leafIndex: number, ki
   }
   if (leaf !== 0) forEachUnique(arena, leaf, leafIndex, [...neighboursAt(ghost, leafIndex)], kill);
   const around = [...neighboursAt(ghost, leafIndex)].filter((other) => isJunction(other, leafIndex));
+  if (copied) joinHolders(arena, ghost, leafIndex, kill);
   ghost.map.dropLeaf(leafIndex);
   ghost.released = leafIndex + 1;
   for (const junction of around)
     for (let each = 0; each < runs.length; each += 3)
       settle(junction, runs[each]!, runs[each + 1]!, runs[each + 2]!, kill);
+}
+
+/**
+ * A ghost goes from between its parent and its children: what both have now, and it has not, had two holders and has one.
+ */
+function joinHolders(arena: LeafArena, ghost: Node, leafIndex: number, kill: Kill): void {
+  const parentLeaf = parentAt(ghost, leafIndex)?.map.leafAt(leafIndex) ?? 0;
+  if (parentLeaf === 0) return;
+  const above = locationsOf(arena, parentLeaf);
+  const own = locationsOf(arena, ghost.map.leafAt(leafIndex));
+  const base = leafIndex * LEAF_BLOCKS;
+  for (const child of childrenAt(ghost, leafIndex)) {
+    const leaf = child.map.leafAt(leafIndex);
+    if (leaf === 0) continue;
+    arena.forEach(leaf, (start, length, location) => {
+      for (let at = start; at < start + length; at++) {
+        const here = location + (at - start);
+        if (above[at] === here && own[at] !== here) kill(base + at, 1, here);
+      }
+    });
+  }
+}
+
+function locationsOf(arena: LeafArena, leaf: number): Uint32Array {
+  const locations = new Uint32Array(LEAF_BLOCKS);
+  if (leaf !== 0)
+    arena.forEach(leaf, (start, length, location) => {
+      for (let at = 0; at < length; at++) locations[start + at] = location + at;
+    });
+  return locations;
 }
 
 const ignore = (): void => {};

@@ -2,6 +2,7 @@
 import type { File } from "#env/env";
 import { SLOT_BLOCKS } from "./format.ts";
 import type { Location } from "./map.ts";
+import type { Sharing } from "./sharing.ts";
 
 export class Segment {
   /** Its number in the log: never used twice. */
@@ -19,6 +20,8 @@ export class Segment {
   summarised = false;
   /** Blocks that some version maps. */
   live = 0;
+  /** Of blocks that were copied without being moved; undefined while there were none. */
+  sharing: Sharing | undefined;
   /** Reads in flight: its file may not be used for anything else. */
   pins = 0;
   /** The checkpoint being current when its last live block died; it may be retired two checkpoints later. */

@@ -6,11 +6,12 @@ import { canary } from "#base/canary";
 import { type Effect, perform, type Task } from "#base/task";
 import { BLOCK_BYTES, type Bytes } from "#base/units";
 import type { NodeRecord } from "./checkpoint.ts";
-import { EntryKind } from "./format.ts";
+import { EntryKind, SLOT_BLOCKS } from "./format.ts";
 import type { LogEntry } from "./log.ts";
 import { LEAF_BLOCKS, type LeafArena, type Location, VersionMap } from "./map.ts";
 import { dropRun, forEachUnique, Node, type NodeFacts, neighboursAt, parentAt, releaseLeaf } from "./node.ts";
-import type { SegmentTable } from "./segment.ts";
+import { blockOf, type SegmentTable } from "./segment.ts";
+import { Sharing } from "./sharing.ts";
 import type { Version } from "./version.ts";
 
 /** A change of the tree, as it stands in the log. */
@@ -35,6 +36,8 @@ export class VersionTree {
   readonly #ghosts: Node[] = [];
   /** The number that the next new version gets. */
   nextNode = 1;
+  /** Something was copied without being moved, in this set, at some time. */
+  #shares = false;
   /** Entries are read back from the log: what lives is counted once, at the end of it. */
   replaying = false;
 
@@ -91,6 +94,10 @@ export class VersionTree {
       this.#applyMove(entry, count, location);
       return;
     }
+    if (entry.kind === EntryKind.COPY) {
+      this.#applyCopy(entry);
+      return;
+    }
     const node = this.#nodes.get(entry.version);
     // Its version was removed between the write's start and now: nobody can read it.
     if (node === undefined) return;
@@ -119,45 +126,164 @@ export class VersionTree {
   }
 
   readonly #kill = (_: number, length: number, location: Location): void => {
-    this.#segments.at(location).live -= length;
+    const segment = this.#segments.at(location);
+    if (segment.sharing === undefined || canary.armed === "free-copied") segment.live -= length;
+    else segment.live -= segment.sharing.drop(blockOf(location), length);
   };
 
-  /** Blocks that the cleaner copied: every version that still has them at their old place has them at the new one. */
-  #applyMove(entry: LogEntry, count: number, location: Location): void {
-    const block = entry.block + entry.applied;
-    const from = entry.from + entry.applied;
-    const segments = this.#segments;
-    const seen = new Set<number>();
-    const moved = new Uint8Array(count);
-    const movedLeaf = (node: Node, index: number): void => {
-      const leaf = node.map.leafAt(index);
-      if (leaf === 0 || seen.has(leaf)) return;
-      seen.add(leaf);
+  /** A range becomes what another one is, by mapping the same locations. */
+  #applyCopy(entry: LogEntry): void {
+    const from = this.#nodes.get(entry.fromVersion);
+    const to = this.#nodes.get(entry.version);
+    if (from === undefined || to === undefined) return;
+    // The two may overlap: what is there now is looked at before anything is changed.
+    const runs: number[] = [];
+    for (let at = 0; at < entry.count; ) {
+      from.map.find(entry.fromBlock + at, entry.count - at);
+      runs.push(at, from.map.length, from.map.location);
+      at += from.map.length;
+    }
+    for (let each = 0; each < runs.length; each += 3)
+      this.#mapRun(to, entry.block + runs[each]!, runs[each + 1]!, runs[each + 2]!);
+    this.#dropCollected(to);
+  }
+
+  #mapRun(node: Node, block: number, length: number, location: Location): void {
+    node.map.find(block, length);
+    if (node.map.location === location && node.map.length === length) return;
+    if (location !== 0) {
+      const sharing = this.#sharingOf(location);
+      sharing.addPlace(blockOf(location), length, block, this.#isAt(location - blockOf(location)));
+      if (!this.replaying) this.#addHolder(sharing, node, block, length, location);
+    }
+    node.map.replace(block, length, location, this.#collect);
+  }
+
+  #sharingOf(location: Location): Sharing {
+    const segment = this.#segments.at(location);
+    segment.sharing ??= new Sharing();
+    this.#shares = true;
+    return segment.sharing;
+  }
+
+  /** A version gets a run: where its parent has the same, the two are one holder. */
+  #addHolder(sharing: Sharing, node: Node, block: number, length: number, location: Location): void {
+    while (length > 0) {
+      let part = Math.min(length, LEAF_BLOCKS - (block % LEAF_BLOCKS));
+      const parent = parentAt(node, Math.floor(block / LEAF_BLOCKS));
+      if (parent !== undefined) {
+        parent.map.find(block, part);
+        part = parent.map.length;
+      }
+      if (parent?.map.location !== location) sharing.add(blockOf(location), part);
+      block += part;
+      location += part;
+      length -= part;
+    }
+  }
+
+  /** Whether some version has a run of a segment (whose first location is `base`) at a block still. */
+  #isAt(base: Location): (from: number, count: number, block: number) => boolean {
+    return (from, count, block) => {
+      let found = false;
+      for (const node of this.all())
+        this.#forEachAt(node, block, count, base + from, () => {
+          found = true;
+        });
+      return found;
+    };
+  }
+
+  /** Calls with each part of [block, block + count) that a version has at `location` and on. */
+  #forEachAt(
+    node: Node,
+    block: number,
+    count: number,
+    location: Location,
+    visit: (block: number, length: number) => void,
+    seen?: Set<number>,
+  ): void {
+    for (let at = block; at < block + count; ) {
+      const index = Math.floor(at / LEAF_BLOCKS);
       const base = index * LEAF_BLOCKS;
-      const start = Math.max(block, base);
       const end = Math.min(block + count, base + LEAF_BLOCKS);
-      for (let at = start; at < end; ) {
+      const leaf = node.map.leafAt(index);
+      const skips = leaf === 0 || seen?.has(leaf) === true;
+      seen?.add(leaf);
+      while (!skips && at < end) {
         this.arena.find(leaf, at - base);
         const length = Math.min(this.arena.length, end - at);
-        // The leaf may be shared: what it says stays true for all who share it, so it is changed in place.
-        if (this.arena.location === from + (at - block)) {
-          this.arena.replace(leaf, at - base, length, location + (at - block), ignore);
-          moved.fill(1, at - block, at - block + length);
-        }
+        if (this.arena.location === location + (at - block)) visit(at, length);
         at += length;
       }
-    };
-    const firstLeaf = Math.floor(block / LEAF_BLOCKS);
-    const finalLeaf = Math.floor((block + count - 1) / LEAF_BLOCKS);
-    for (let index = firstLeaf; index <= finalLeaf; index++) {
-      seen.clear();
-      for (const node of this.all()) movedLeaf(node, index);
+      at = end;
     }
+  }
+
+  /** Marks the blocks of a run of the log, written at `block`, that some version has: there, or where it was copied to. */
+  markAlive(block: number, count: number, location: Location, alive: Uint8Array): void {
+    const mark = (at: number, length: number, index: number): void => {
+      const seen = new Set<number>();
+      const found = (block: number, part: number): void => {
+        alive.fill(1, index + (block - at), index + (block - at) + part);
+      };
+      for (const node of this.all()) this.#forEachAt(node, at, length, location + index, found, seen);
+    };
+    mark(block, count, 0);
+    const first = blockOf(location);
+    this.#segments
+      .at(location)
+      .sharing?.forEachPlace(first, count, (from, length, at) => mark(at, length, from - first));
+  }
+
+  /** After a start: where shared blocks may be mapped. */
+  findPlaces(): void {
+    if (![...this.#segments.values()].some(({ sharing }) => sharing !== undefined)) return;
+    this.#shares = true;
+    for (const node of this.all())
+      for (const [index, leaf] of node.map.directory.leaves.entries())
+        if (leaf !== 0)
+          this.arena.forEach(leaf, (start, length, location) => {
+            const { sharing } = this.#segments.at(location);
+            const base = location - blockOf(location);
+            sharing?.addPlace(blockOf(location), length, index * LEAF_BLOCKS + start, this.#isAt(base));
+          });
+  }
+
+  /** Blocks that the cleaner copied: whoever still has them at their old place has them at the new one. */
+  #applyMove(entry: LogEntry, count: number, location: Location): void {
+    const from = entry.from + entry.applied;
+    const source = this.#segments.at(from);
+    const target = this.#segments.at(location);
+    const moved = new Uint8Array(count);
+    const move = (block: number, length: number, index: number): void => {
+      const seen = new Set<number>();
+      for (const node of this.all()) {
+        const put = (at: number, part: number): void => {
+          // The leaf may be shared: what it says stays true for all who share it, so it is changed in place.
+          const to = index + (at - block);
+          const leaf = node.map.leafAt(Math.floor(at / LEAF_BLOCKS));
+          this.arena.replace(leaf, at % LEAF_BLOCKS, part, location + to, ignore);
+          moved.fill(1, to, to + part);
+        };
+        this.#forEachAt(node, block, length, from + index, put, seen);
+      }
+    };
+    move(entry.block + entry.applied, count, 0);
+    const first = blockOf(from);
+    source.sharing?.forEachPlace(first, count, (at, length, block) => {
+      move(block, length, at - first);
+      const to = location + (at - first);
+      this.#sharingOf(to).addPlace(blockOf(to), length, block, this.#isAt(to - blockOf(to)));
+    });
     if (this.replaying) return;
-    let lives = 0;
-    for (const each of moved) lives += each;
-    segments.at(location).live += lives;
-    segments.at(entry.from).live -= lives;
+    for (let index = 0; index < count; index++) {
+      if (moved[index] === 0) continue;
+      target.live++;
+      source.live--;
+      if (target.sharing !== undefined)
+        source.sharing?.moveHolders(first + index, target.sharing, blockOf(location) + index);
+    }
   }
 
   #addNode(facts: NodeFacts, map: VersionMap, parent: Node | undefined): Node {
@@ -276,7 +402,7 @@ export class VersionTree {
     if (ghost.released === 0) ghost.joins = ghost.children.size > 1;
     const leafCount = ghost.map.directory.leaves.length;
     for (let index = ghost.released; index < leafCount; index++) {
-      releaseLeaf(this.arena, ghost, index, this.#kill);
+      releaseLeaf(this.arena, ghost, index, this.#kill, this.#shares);
       if (index % RELEASE_LEAVES_PER_TURN === RELEASE_LEAVES_PER_TURN - 1) yield* perform(breathe());
     }
     ghost.released = Number.POSITIVE_INFINITY;
@@ -301,7 +427,13 @@ export class VersionTree {
   /** Counts what lives in each segment: every location once, however many versions share it. */
   countLive(): void {
     const segments = this.#segments;
-    for (const segment of segments.values()) segment.live = 0;
+    const seen = new Map<Sharing, Uint8Array>();
+    for (const segment of segments.values()) {
+      segment.live = 0;
+      if (segment.sharing === undefined) continue;
+      segment.sharing.clearHolders();
+      seen.set(segment.sharing, new Uint8Array(SLOT_BLOCKS));
+    }
     for (const node of [...this.#nodes.values(), ...this.#ghosts]) {
       const { leaves } = node.map.directory;
       for (let index = 0; index < leaves.length; index++) {
@@ -309,7 +441,19 @@ export class VersionTree {
         if (leaf === 0) continue;
         const parent = parentAt(node, index);
         forEachUnique(this.arena, leaf, index, parent === undefined ? [] : [parent], (_, length, location) => {
-          segments.at(location).live += length;
+          const segment = segments.at(location);
+          const { sharing } = segment;
+          if (sharing === undefined) {
+            segment.live += length;
+            return;
+          }
+          const marks = seen.get(sharing)!;
+          const first = blockOf(location);
+          for (let block = first; block < first + length; block++) {
+            if (marks[block] === 1) sharing.add(block, 1);
+            else segment.live++;
+            marks[block] = 1;
+          }
         });
       }
     }
@@ -317,12 +461,24 @@ export class VersionTree {
 
   /** Recounts what lives in each segment, for tests: a text for each count that was wrong. */
   checkCounts(): string[] {
-    const before = [...this.#segments.values()].map((segment) => [segment, segment.live] as const);
+    const before = [...this.#segments.values()].map((segment) => {
+      return [segment, segment.live, segment.sharing?.clearHolders()] as const;
+    });
     this.countLive();
     const wrong = before
       .filter(([segment, live]) => segment.live !== live)
       .map(([segment, live]) => `segment ${segment.number}: counted ${live}, really ${segment.live}`);
-    for (const [segment, live] of before) segment.live = live;
+    for (const [segment, live, holders] of before) {
+      segment.live = live;
+      const really = segment.sharing?.clearHolders();
+      if (holders === undefined || really === undefined) continue;
+      const block = really.findIndex((more, at) => more !== holders[at]);
+      if (block >= 0)
+        wrong.push(
+          `segment ${segment.number}, block ${block}: counted ${holders[block]}, really ${really[block]} holders`,
+        );
+      segment.sharing!.restoreHolders(holders);
+    }
     return wrong;
   }
 
@@ -333,8 +489,10 @@ export class VersionTree {
     for (let index = 0; index < leaves.length; index++) {
       const leaf = node.map.leafAt(index);
       if (leaf === 0) continue;
-      forEachUnique(this.arena, leaf, index, [...neighboursAt(node, index)], (_, length) => {
-        exclusive += length;
+      forEachUnique(this.arena, leaf, index, [...neighboursAt(node, index)], (_, length, location) => {
+        const { sharing } = this.#segments.at(location);
+        for (let block = blockOf(location), left = length; left > 0; block++, left--)
+          if (sharing === undefined || sharing.holdersBeyondFirst(block) === 0) exclusive++;
       });
       if (index % 256 === 255) yield* perform(breathe());
     }

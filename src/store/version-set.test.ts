@@ -34,6 +34,20 @@ class Rig {
     this.set = this.finish(VersionSet.open(this.env, new DirectoryStore(this.env, "/set"), options));
     return this.set;
   }
+  /** Makes a range what another one is, by sharing. */
+  copy(version: Version, offset: number, length: number, source: Version, from: number): void {
+    let ended = false;
+    const op = new BlockOp(() => {
+      ended = true;
+    });
+    Object.assign(op, { kind: "write", offset, length });
+    version.copyFrom(op, source, from);
+    assert.ok(
+      this.world.runUntil(() => ended),
+      "the copy never ends",
+    );
+    assert.equal(op.status, "ok");
+  }
   /** Runs one operation to its end; `data` is written, or what was read is returned. */
   run(
     version: Version,
@@ -199,7 +213,14 @@ for (const ending of ["close", "kill", "power"] as const)
           const block = chance.below(blocks);
           const count = Math.min(1 + chance.below(chance.below(4) === 0 ? 200 : 6), blocks - block);
           const pick = chance.below(100);
-          if (pick < 75) {
+          if (pick < 12) {
+            const sources = [...models.keys()];
+            const source = chance.below(3) === 0 ? name : sources[chance.below(sources.length)]!;
+            const from = chance.below(3) === 0 ? block : chance.below(blocks - count + 1);
+            const there = models.get(source)!.slice(from, from + count);
+            rig.copy(volume, block * BLOCK, count * BLOCK, rig.set.version(source), from * BLOCK);
+            model.splice(block, count, ...there);
+          } else if (pick < 75) {
             rig.ok(volume, "write", block * BLOCK, count * BLOCK, data(count));
             model.fill(stamp++, block, block + count);
           } else if (pick < 82) {

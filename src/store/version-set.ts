@@ -26,6 +26,7 @@ import { type FoundEntry, readEntries } from "./replay-entries.ts";
 import { type ScrubProgress, type ScrubReport, scrub } from "./scrub.ts";
 import { locationOf, type Segment } from "./segment.ts";
 import { SEGMENT_BLOCKS_DEFAULT, type SegmentStore } from "./segment-store.ts";
+import { Sharing } from "./sharing.ts";
 import { type Control, VersionTree } from "./tree.ts";
 import { BOUNCE_BYTES, Version } from "./version.ts";
 
@@ -224,8 +225,10 @@ export class VersionSet implements LogUser {
       segment.summarised = facts.summarised;
       segment.damaged = facts.damaged;
       if (facts.dead) segment.deadSince = this.#checkpoint;
+      if (facts.shared === true) segment.sharing = new Sharing();
     }
     this.tree.restore(record.nextNode, record.nodes, maps);
+    this.tree.findPlaces();
 
     const numbers = yield* this.store.list();
     if (isDiskFault(numbers)) throw diskRefusal(numbers, "list the segments");
@@ -316,6 +319,10 @@ export class VersionSet implements LogUser {
       const from = this.log.segments.byNumber(found.fromSegment);
       if (from === undefined) return;
       entry.from = locationOf(from, found.fromBlock);
+    }
+    if (found.kind === EntryKind.COPY) {
+      entry.fromVersion = found.fromBlock;
+      entry.fromBlock = found.fromSegment;
     }
     this.apply(entry, entry.count, base + found.dataIndex);
   }
@@ -760,7 +767,7 @@ export class VersionSet implements LogUser {
       clean,
       segments: [...log.segments.values()]
         .filter(({ used }) => used > 0)
-        .map(({ slot, number, used, firstGroup, sealed, summarised, damaged, deadSince }) => ({
+        .map(({ slot, number, used, firstGroup, sealed, summarised, damaged, deadSince, sharing }) => ({
           slot,
           number,
           used,
@@ -769,6 +776,7 @@ export class VersionSet implements LogUser {
           summarised,
           damaged,
           dead: deadSince >= 0,
+          ...(sharing === undefined ? {} : { shared: true }),
         })),
       nodes: nodes.map((node) => this.tree.recordOf(node)),
     };

@@ -5,7 +5,7 @@
 import { canary } from "#base/canary";
 import type { Status } from "#base/status";
 import { perform, start, type Task } from "#base/task";
-import { BLOCK_BYTES, KIB } from "#base/units";
+import { BLOCK_BYTES, GIB, KIB } from "#base/units";
 import {
   type BlockDevice,
   type BlockOp,
@@ -28,6 +28,8 @@ const FETCH_BLOCKS_MAX = 256;
 export const BOUNCE_BYTES = 64 * KIB;
 /** Reads of parts of blocks of up to so many bytes go in one step, through a buffer of their own, while there is memory. */
 const PARTS_BYTES_MAX = 256 * KIB;
+/** One copy that shares takes no longer than this takes. */
+export const COPY_BYTES_MAX = GIB;
 
 /** One read of the disk for a part of an operation. */
 class Fetch {
@@ -130,6 +132,46 @@ export class Version implements BlockDevice {
   watch(watcher: DeviceWatcher): () => void {
     this.#watchers.add(watcher);
     return () => this.#watchers.delete(watcher);
+  }
+
+  /** Shares the data of whole blocks with another version of the set, or with itself elsewhere. */
+  copyFrom(op: BlockOp, source: BlockDevice, from: number): void {
+    const isOurs = source instanceof Version && source.#set === this.#set;
+    if (!isOurs || [op.offset, op.length, from].some((bytes) => bytes % BLOCK_BYTES !== 0))
+      return end(op, "unsupported");
+    const status = this.gone || source.gone ? "gone" : checkRange(this, op);
+    if (status !== undefined) return end(op, status);
+    if (from < 0 || from + op.length > source.size) return end(op, "range");
+    if (op.length > COPY_BYTES_MAX) return end(op, "invalid");
+    const refused = this.node.kind === "snapshot" ? "denied" : this.#set.refusesWrites("write");
+    if (refused !== undefined) return end(op, refused);
+    this.busy++;
+    const block = op.offset / BLOCK_BYTES;
+    const count = op.length / BLOCK_BYTES;
+    this.#claim(block, count, (release) => {
+      start(
+        this.#copyBlocks(op, source, from / BLOCK_BYTES, block, count),
+        (copied) => this.#endChange(op, copied),
+        this.#set.onBug,
+      );
+      // From here on the order of the log is the order of the writes.
+      release();
+    });
+  }
+
+  *#copyBlocks(op: BlockOp, source: Version, from: number, block: number, count: number): Task<Status> {
+    const status = yield* perform<Status>((resume) => {
+      const entry = new LogEntry((_, ended) => resume(ended));
+      entry.kind = EntryKind.COPY;
+      entry.version = this.node.id;
+      entry.block = block;
+      entry.count = count;
+      entry.fromVersion = source.node.id;
+      entry.fromBlock = from;
+      this.#set.log.submit(entry);
+    });
+    if (status === "ok" && source.gone) return "gone";
+    return status === "ok" && op.fua ? yield* perform<Status>((resume) => this.#set.log.sync(resume)) : status;
   }
 
   changed(change: DeviceChange): void {
