@@ -34,7 +34,7 @@ const CONNECTIONS_MAX = 4096;
 const LOGINS_MAX = 256;
 /** Refused logins that `explain` can tell of. */
 const REFUSALS_MAX = 64;
-/** When the server stops: after how long initiators should come back. */
+/** When the server stops: how long initiators have to log out by themselves. */
 const STOP_WAIT_SECONDS = 2;
 
 export interface IscsiFrontOptions {
@@ -78,6 +78,7 @@ export class IscsiFront implements ConnectionHome, SessionHome {
   readonly #byKey = new Map<string, IscsiSession>();
   readonly #tasks: IscsiTask[] = [];
   readonly #alarm: Alarm;
+  readonly #stopAlarm: Alarm;
   readonly #clearing: () => void;
   #tsih = 0;
   #draining = false;
@@ -100,6 +101,7 @@ export class IscsiFront implements ConnectionHome, SessionHome {
     this.#options = options;
     this.#limits = { ...TARGET_LIMITS, ...options.limits };
     this.#alarm = env.clock.alarm(() => this.#tick());
+    this.#stopAlarm = env.clock.alarm(() => this.#stopNow());
     // What an operator has cleared, its holders are to hear of.
     this.#clearing = book.watch((uuid) => {
       for (const unit of this.units.units) if (unit.reservations.uuid === uuid) unit.tell(Asc.RESERVATIONS_PREEMPTED);
@@ -162,15 +164,20 @@ export class IscsiFront implements ConnectionHome, SessionHome {
       this.#draining = true;
       this.#drained = resume;
       for (const listener of this.#listeners.splice(0)) listener.close();
-      for (const session of this.sessions) {
-        for (const connection of session.connections.values())
-          connection.control.announce(AsyncEvent.LOGOUT_REQUESTED, STOP_WAIT_SECONDS);
-        session.end();
-      }
-      for (const connection of [...this.#connections]) connection.close("stopped");
+      for (const connection of [...this.#connections])
+        if (connection.isFullFeature) connection.control.announce(AsyncEvent.LOGOUT_REQUESTED, STOP_WAIT_SECONDS);
+        else connection.close("stopped");
       this.#clearing();
       this.#checkDrained();
+      if (this.#drained !== undefined) this.#stopAlarm.at = this.now() + STOP_WAIT_SECONDS * 1000;
     };
+  }
+
+  /** Whoever has been asked to log out and has not is cut off. */
+  #stopNow(): void {
+    for (const session of this.sessions) session.end();
+    for (const connection of [...this.#connections]) connection.close("stopped");
+    this.#checkDrained();
   }
 
   /* ------------------------------------------------------------------ for connections */
@@ -414,6 +421,7 @@ export class IscsiFront implements ConnectionHome, SessionHome {
     const drained = this.#drained;
     this.#drained = undefined;
     this.#alarm.at = Number.POSITIVE_INFINITY;
+    this.#stopAlarm.at = Number.POSITIVE_INFINITY;
     drained();
   }
 }

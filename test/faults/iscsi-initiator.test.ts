@@ -268,3 +268,40 @@ describe("CHAP", () => {
     await bad.closed();
   });
 });
+
+describe("an iSCSI target that stops", () => {
+  const ASYNC_MESSAGE = 0x32;
+  const LOGOUT_REQUEST = 0x06;
+  const LOGOUT_RESPONSE = 0x26;
+  const LOGOUT_REQUESTED = 1;
+
+  it("asks for logouts, serves until they come, and cuts off who stays", { timeout: 60_000 }, async () => {
+    const rig = await startRig({ volumes: [{ name: "disk", size: MIB, blockSize: 512 }] });
+    const open = async (isid: number): Promise<RawInitiator> => {
+      const one = await RawInitiator.connect(rig.port);
+      assert.equal(await one.login({ ...GOOD, isid }), 0);
+      await one.settle();
+      return one;
+    };
+    const polite = await open(1);
+    const deaf = await open(2);
+    let stopped = false;
+    const stopping = rig.stop().then(() => {
+      stopped = true;
+    });
+    const asked = await polite.read();
+    assert.equal(asked.opcode, ASYNC_MESSAGE);
+    assert.equal(asked.head.getUint8(36), LOGOUT_REQUESTED);
+    const seconds = asked.head.getUint16(42);
+    assert.ok(seconds > 0, "there is time to log out");
+    assert.equal((await polite.run(write10(0, 1), { write: Buffer.alloc(512, 7) })).status, 0);
+    polite.send(header(LOGOUT_REQUEST, 0x80, { 16: polite.nextTag++, 24: polite.cmdSn++, 28: polite.expStatSn }));
+    assert.equal((await polite.read()).opcode, LOGOUT_RESPONSE);
+    await polite.closed();
+    assert.equal(stopped, false, "the other one has its time as well");
+    await deaf.closed();
+    await stopping;
+    assert.equal(rig.env.memory.used, 0);
+    rig.env.close();
+  });
+});
