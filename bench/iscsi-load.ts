@@ -221,7 +221,7 @@ class Line {
   /** A command's header but for its CDB. */
   #command(flags: number, expected: number): Buffer {
     const head = header(0x01, flags, { 16: this.#tag++, 20: expected, 24: this.#cmdSn, 28: this.#expStatSn });
-    head.writeUInt16BE(this.#user.lun, 8);
+    head.writeUInt16BE(lunWord(this.#user.lun), 8);
     return head;
   }
 
@@ -280,7 +280,7 @@ class Line {
       const flags = done + part === length ? FINAL : 0;
       const words = { 4: part, 16: r2t.readUInt32BE(16), 20: r2t.readUInt32BE(20), 36: sn, 40: offset + done };
       const head = header(0x05, flags, { ...words, 28: this.#expStatSn });
-      head.writeUInt16BE(this.#user.lun, 8);
+      head.writeUInt16BE(lunWord(this.#user.lun), 8);
       this.#socket.write(this.#withDigest(head));
       this.#writeData(part);
       done += part;
@@ -329,3 +329,6 @@ class Line {
     if (answered > 0) this.#send(answered);
   }
 }
+
+/** SAM-5 §4.7: peripheral addressing up to 255, flat space addressing beyond. */
+const lunWord = (lun: number): number => (lun < 256 ? lun : 0x4000 | lun);
