@@ -56,6 +56,27 @@ export const CANARIES: readonly Canary[] = [
     worldsMax: 300,
   },
   { name: "scp-piece-twice", what: "a piece is sent twice", scenario: "scp", worldsMax: 100 },
+  { name: "scsi-write-not-judged", what: "a write passes a reservation", scenario: "iscsi", worldsMax: 100 },
+  { name: "nbd-not-judged", what: "NBD passes a reservation", scenario: "iscsi", worldsMax: 300 },
+  { name: "pr-not-kept", what: "reservations with APTPL are not kept", scenario: "iscsi", worldsMax: 300 },
+  { name: "pr-preempt-half", what: "PREEMPT leaves the registration", scenario: "iscsi", worldsMax: 1000 },
+  { name: "scsi-attention-lost", what: "a unit attention is not raised", scenario: "iscsi", worldsMax: 300 },
+  { name: "scsi-abort-early", what: "an abort is answered while the write runs", scenario: "iscsi", worldsMax: 300 },
+  { name: "iscsi-done-twice", what: "a command that comes twice is done twice", scenario: "iscsi", worldsMax: 100 },
+  { name: "iscsi-any-order", what: "commands are not put in the order of CmdSN", scenario: "iscsi", worldsMax: 600 },
+  { name: "iscsi-wrong-tag", what: "a status goes to another task", scenario: "iscsi", worldsMax: 50 },
+  {
+    name: "iscsi-welcome-early",
+    what: "a session begins before the one it replaces has ended",
+    scenario: "iscsi",
+    worldsMax: 600,
+  },
+  { name: "nbd-wrong-cookie", what: "a reply carries another cookie", scenario: "nbd-network", worldsMax: 50 },
+  { name: "nbd-flush-early", what: "a flush is answered before it is done", scenario: "nbd-network", worldsMax: 300 },
+  { name: "nbd-forget-unflushed", what: "unflushed writes are not repeated", scenario: "nbd-network", worldsMax: 300 },
+  { name: "nbd-hole-over-data", what: "a hole is told where there is data", scenario: "nbd-network", worldsMax: 100 },
+  { name: "nbd-ignore-fua", what: "FUA is ignored", scenario: "iscsi", worldsMax: 600 },
+  { name: "nbd-swallow-error", what: "an error is answered as success", scenario: "iscsi", worldsMax: 300 },
 ];
 
 export interface Catch {

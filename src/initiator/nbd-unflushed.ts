@@ -6,6 +6,7 @@
  * Everything that changes data is kept, also what was asked to be durable at once: or a write that is repeated could
  * come back over a newer one.
  */
+import { canary } from "#base/canary";
 import type { Memory } from "#base/memory";
 import type { Bytes } from "#base/units";
 
@@ -84,6 +85,7 @@ export class Unflushed {
 
   /** The server has acknowledged it. */
   keep(kept: KeptWrite): void {
+    if (canary.armed === "nbd-forget-unflushed") return this.release(kept);
     this.#reserved--;
     this.#kept.push(kept);
   }

@@ -3,6 +3,7 @@
  * is one session. Unit attentions wait per nexus and unit until the next command hears them (SAM-5 §5.14).
  */
 
+import { canary } from "#base/canary";
 import type { BlockDevice } from "#device/device";
 import type { Meter } from "#device/meter";
 import { Asc } from "#wire/scsi/codes";
@@ -87,6 +88,7 @@ export class Nexus {
   }
 
   addAttention(unit: object, asc: number): void {
+    if (canary.armed === "scsi-attention-lost") return;
     if (!this.#known.has(unit)) this.#greet(unit);
     const waiting = this.#attentions.get(unit) ?? [];
     // A reset makes whatever happened before it moot; the same news twice is one piece of news.

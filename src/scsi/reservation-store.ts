@@ -2,6 +2,7 @@
  * Where reservations outlive the process. The book holds those of all volumes of a lane; the store behind it is a
  * directory here, and can be a replicated one.
  */
+import { canary } from "#base/canary";
 import type { Memory } from "#base/memory";
 import { Refusal } from "#base/refusal";
 import { type Effect, perform, type Task, TaskQueue } from "#base/task";
@@ -114,7 +115,7 @@ export class ReservationBook {
   *#keep(reservations: Reservations): Task<DiskFault | undefined> {
     const { uuid } = reservations;
     const keep = reservations.aptpl && reservations.registrants.length > 0;
-    if (!keep && !this.#saved.has(uuid)) return undefined;
+    if ((!keep && !this.#saved.has(uuid)) || canary.armed === "pr-not-kept") return undefined;
     const fault = yield* this.#store.save(uuid, keep ? reservations.record() : undefined);
     if (fault === undefined) {
       if (keep) this.#saved.add(uuid);
@@ -130,7 +131,7 @@ class ReservationGate implements Gate {
     this.#reservations = reservations;
   }
   judge(op: BlockOp): "conflict" | undefined {
-    if (this.#reservations.isFree || op.kind === "flush") return undefined;
+    if (this.#reservations.isFree || op.kind === "flush" || canary.armed === "nbd-not-judged") return undefined;
     return this.#reservations.refuses(undefined, CHANGES[op.kind] ? "write" : "read") ? "conflict" : undefined;
   }
 }

@@ -6,6 +6,7 @@
  * Each service action is one synchronous change that either happens whole or not at all; what it did to others comes
  * back as news (`Effects`). What must outlive the process is `record()`.
  */
+import { canary } from "#base/canary";
 import { Asc, PrType } from "#wire/scsi/codes";
 
 /** The most registrations that one volume keeps. */
@@ -188,7 +189,7 @@ export class Reservations {
     for (const victim of victims) {
       if (victim.nexus !== nexus) attentions.push([victim.nexus, Asc.REGISTRATIONS_PREEMPTED]);
       // Removal goes around `#unregister`: the news is that of the preemption, not that of a release.
-      this.#registrants.delete(victim.nexus);
+      if (canary.armed !== "pr-preempt-half") this.#registrants.delete(victim.nexus);
     }
     if (takesOver) {
       this.#holder = own;

@@ -5,6 +5,7 @@
  * A command goes: deliver → [task set] → checks → its `start` → [memory, data from the initiator] → device operations
  * → `end`, which hands the outcome to its transport. SAM-5 §5.
  */
+import { canary } from "#base/canary";
 import type { Memory } from "#base/memory";
 import type { Status } from "#base/status";
 import { start, type Task } from "#base/task";
@@ -96,7 +97,10 @@ export class DeviceServer {
     const abortion = { tasks: pending, done };
     for (const task of [...pending]) {
       task.aborted = true;
-      if (task.stage === "executing") continue;
+      if (task.stage === "executing") {
+        if (canary.armed === "scsi-abort-early") pending.delete(task);
+        continue;
+      }
       pending.delete(task);
       this.end(task);
     }
@@ -303,6 +307,7 @@ export class DeviceServer {
   #isReserved(task: ScsiTask, command: Command): boolean {
     const { reservations } = task.unit!;
     if (command.access === "free") return false;
+    if (command.access === "write" && canary.armed === "scsi-write-not-judged") return false;
     if (command.access === "status")
       return reservations.legacyHolder !== undefined && reservations.legacyHolder !== task.nexus.name;
     return reservations.refuses(task.nexus.name, command.access);

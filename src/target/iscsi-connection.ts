@@ -2,6 +2,7 @@
  * One connection: cuts PDUs out of the stream, checks digests, and hands each to whom it concerns: the login, the
  * session, a task. RFC 7143 §11. A PDU's data goes straight to where it belongs; what belongs nowhere is skipped.
  */
+import { canary } from "#base/canary";
 import type { Memory } from "#base/memory";
 import type { Bytes, Millis } from "#base/units";
 import { type Ear, type Line, type LineEnd, Soon, type Turn } from "#env/env";
@@ -168,7 +169,7 @@ export class IscsiConnection implements Ear {
 
   /** Calls `ready` when the session that this connection has just opened may start: its predecessor is over. */
   whenReady(ready: () => void): void {
-    if (this.predecessor === undefined) ready();
+    if (this.predecessor === undefined || canary.armed === "iscsi-welcome-early") ready();
     else this.predecessor.whenEnded(ready);
   }
   /** The session of the same initiator port that this one replaces. */
@@ -536,6 +537,10 @@ export class IscsiConnection implements Ear {
     if (task.isImmediate) return this.#deliver(task);
     // While its data came, those before it may have come on other connections.
     if (task.held && session.turnOf(task.cmdSn, false) !== "now") {
+      if (canary.armed === "iscsi-any-order") {
+        session.keep(task.cmdSn, () => {});
+        return this.#deliver(task);
+      }
       session.keep(task.cmdSn, () => this.#deliver(task));
       return;
     }

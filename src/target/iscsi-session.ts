@@ -3,6 +3,7 @@
  * CmdSN over all of them (RFC 7143 §4.2.2), owns their tasks, and does task management (§11.5).
  */
 
+import { canary } from "#base/canary";
 import type { SessionParameters } from "#proto/iscsi/negotiate";
 import type { Nexus } from "#scsi/nexus";
 import type { DeviceServer } from "#scsi/server";
@@ -105,6 +106,7 @@ export class IscsiSession implements Window {
   /** What is to become of a request with this number: done now, kept until its turn comes, or dropped. §4.2.2.1. */
   turnOf(cmdSn: number, immediate: boolean): "now" | "early" | "drop" {
     if (immediate) return "now";
+    if (canary.armed === "iscsi-done-twice" && isBefore(cmdSn, this.expCmdSn)) return "now";
     if (cmdSn === this.expCmdSn) return isBefore(this.maxCmdSn, cmdSn) ? "drop" : "now";
     if (isBefore(cmdSn, this.expCmdSn) || isBefore(this.maxCmdSn, cmdSn) || this.#early.has(cmdSn)) return "drop";
     return "early";

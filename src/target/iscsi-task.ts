@@ -2,6 +2,7 @@
  * One SCSI command of an iSCSI session: its slot. It knows which data of the initiator is still to come (RFC 7143 §4.2.5,
  * §11.7, §11.8), and writes its own Data-In, R2T and Response PDUs when the connection has room for them.
  */
+import { canary } from "#base/canary";
 import type { Millis } from "#base/units";
 import type { Meter } from "#device/meter";
 import { kindOf } from "#scsi/kinds";
@@ -428,7 +429,7 @@ export class IscsiTask implements Sendable, TaskTransport {
     if (at === 0) return false;
     const { view } = outbox;
     view.setUint8(at + SCSI_RESPONSE.status, scsi.status);
-    view.setUint32(at + SCSI_RESPONSE.taskTag, this.tag);
+    view.setUint32(at + SCSI_RESPONSE.taskTag, canary.armed === "iscsi-wrong-tag" ? this.tag ^ 1 : this.tag);
     view.setUint32(at + SCSI_RESPONSE.statSn, this.#takeStatSn(outbox));
     view.setUint32(at + SCSI_RESPONSE.expDataSn, this.dataSn + this.#r2tSn);
     view.setUint32(at + SCSI_RESPONSE.residual, this.#residual());

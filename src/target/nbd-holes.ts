@@ -3,6 +3,7 @@
  * device for block status and uses the answer if it comes at once, as it does from a map in memory; a device that
  * takes its time is not asked again.
  */
+import { canary } from "#base/canary";
 import type { Bytes } from "#base/units";
 import { type BlockDevice, BlockOp, ExtentFlag, Extents } from "#device/device";
 import { PART_BYTES } from "./nbd-slot.ts";
@@ -44,7 +45,7 @@ export class HoleFinder {
     let at = 0;
     for (let index = 0; index < extents!.count; index++) {
       const length = Math.min(extents!.length[index]!, end - position - at);
-      const zero = (extents!.flags[index]! & ExtentFlag.ZERO) !== 0;
+      const zero = (extents!.flags[index]! & ExtentFlag.ZERO) !== 0 || canary.armed === "nbd-hole-over-data";
       if (zero && (length >= HOLE_BYTES_MIN || at + length === end - position)) {
         if (at > 0) {
           run.length = Math.min(at, PART_BYTES);

@@ -7,6 +7,7 @@
  * where the data begins: header and data leave as one piece.
  */
 
+import { canary } from "#base/canary";
 import { writeU64 } from "#base/layout";
 import type { Memory } from "#base/memory";
 import { HEADER_ROOM_BYTES } from "#base/memory";
@@ -271,7 +272,8 @@ export function describeOp(op: BlockOp, request: Request): void {
   const { type, flags } = request;
   op.offset = request.offset;
   op.length = request.length;
-  op.fua = (flags & CmdFlag.FUA) !== 0 && type !== Cmd.FLUSH && type !== Cmd.CACHE && type !== Cmd.READ;
+  const fua = canary.armed === "nbd-ignore-fua" ? 0 : CmdFlag.FUA;
+  op.fua = (flags & fua) !== 0 && type !== Cmd.FLUSH && type !== Cmd.CACHE && type !== Cmd.READ;
   op.noHole = (flags & CmdFlag.NO_HOLE) !== 0;
   op.fastOnly = (flags & CmdFlag.FAST_ZERO) !== 0;
   op.extents = undefined;
