@@ -84,7 +84,6 @@ export class SimDisk implements Disk {
     const file = this.#own(op.file);
     if (this.#ops.has(op)) throw new Error(`a ${op.kind} of ${file.path} is submitted while it is in flight`);
     if (op.kind !== "sync") this.#checkRange(op, file);
-    if (op.kind === "write" && !file.canWrite) throw new Error(`${file.path} is open for reading only, and is written`);
     this.#ops.add(op);
     file.inFlight++;
     this.#node.world.ioCount++;
@@ -288,6 +287,10 @@ export class SimDisk implements Disk {
 
   #write(op: DiskOp, file: SimFile): void {
     const { world, diskFaults } = this.#node;
+    if (!file.canWrite) {
+      op.fault = "denied";
+      return;
+    }
     const length = op.pieces?.total ?? op.length;
     this.#checkMemory(op);
     const isBefallen = diskFaults.befalls(file.path, op.position, length);

@@ -15,6 +15,7 @@ import type { SimProcess } from "./sim-process.ts";
 
 const DIAL_TIMEOUT_MS = 120_000;
 const TLS_TIMEOUT_MS = 10_000;
+const NUMERIC = /^[\d.]+$|:/;
 const WELL_KNOWN_LOCAL = ["0.0.0.0", "::", "localhost", "127.0.0.1", "::1"];
 
 export class SimNet implements Net {
@@ -50,11 +51,15 @@ export class SimNet implements Net {
       const { faults } = network;
       const target = "path" in to ? node : "host" in to ? network.resolve(to.host, node) : undefined;
       const wait = (delay: Millis, what: () => void) => this.#process.plan(world.toTurn(delay), what);
+      const timeout = options.timeoutMs ?? DIAL_TIMEOUT_MS;
+      if ("host" in to && target === undefined && NUMERIC.test(to.host)) {
+        wait(timeout, () => resume(failure("timeout", `nobody is at ${to.host}`)));
+        return;
+      }
       if ("fd" in to || target === undefined) {
         wait(world.chance.span(0.1), () => resume(failure("bad-address", JSON.stringify(to))));
         return;
       }
-      const timeout = options.timeoutMs ?? DIAL_TIMEOUT_MS;
       wait(world.chance.span(faults.latencyMs), () => {
         if (target !== node && (network.isCut(node, target) || network.isCut(target, node))) {
           const isTold = world.chance.often(0.2);
