@@ -64,7 +64,8 @@ export type Action = { readonly waitMs?: number } & (
   | { readonly do: "reopen" }
   | { readonly do: "kill"; readonly afterEvents: number; readonly downMs: number }
   | { readonly do: "cut-power"; readonly afterEvents: number; readonly downMs: number; readonly cut: PowerCut }
-  | { readonly do: "pause"; readonly ms: number }
+  /** The server's process stands still, or the host's: then it reads nothing of what is sent to it. */
+  | { readonly do: "pause"; readonly ms: number; readonly host?: boolean }
   /** Something goes wrong with the disk from now on; see `applyTrouble`. */
   | { readonly do: "trouble"; readonly trouble: Trouble }
   /** Something goes wrong with the network. */

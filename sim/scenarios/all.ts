@@ -9,9 +9,12 @@ import { fullDisk } from "./full-disk.ts";
 import { iscsi } from "./iscsi.ts";
 import { lyingDisk } from "./lying-disk.ts";
 import { nbdNetwork } from "./nbd-network.ts";
+import { nbdSlow } from "./nbd-slow.ts";
 import { overwriting } from "./overwriting.ts";
+import { pauses } from "./pauses.ts";
 import { powerCuts } from "./power-cuts.ts";
 import { scp } from "./scp.ts";
+import { tornSectors } from "./torn-sectors.ts";
 import { versionTrees } from "./version-trees.ts";
 
 // biome-ignore lint/suspicious/noExplicitAny: each scenario has a setup of its own, which only itself reads
@@ -29,4 +32,7 @@ export const SCENARIOS: readonly Scenario<any>[] = [
   fairWeather,
   scp,
   iscsi,
+  tornSectors,
+  pauses,
+  nbdSlow,
 ];

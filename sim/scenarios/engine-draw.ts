@@ -17,6 +17,8 @@ export interface Mix {
   readonly quiet?: number;
   /** How often an operation is long; drawn if not given. */
   readonly long?: number;
+  /** How often a sector that a power cut tears cannot be read until it is written again. */
+  readonly unreadable?: number;
 }
 
 const IO_KINDS: readonly (readonly [OpKind, number])[] = [
@@ -50,7 +52,6 @@ export function drawSetup(chance: Chance): EngineSetup {
     noPunch: chance.often(0.2),
     turnMs: chance.pick([0, 0, 0.05, 0.5]),
     clockRate: chance.pick([1, 0.99, 1.01]),
-    unreadableTears: false,
     auditOnOpen: chance.often(0.4),
     slowDisk: chance.pick([1, 1, 1, 20]),
   };
@@ -88,7 +89,7 @@ export function drawWorkload(chance: Chance, mix: Mix): Action[] {
     if (drawn < mix.io) actions.push({ ...drawIo(chance, kinds, long), waitMs });
     else if (drawn < mix.io + mix.control) {
       if (controls.length > 0) actions.push({ ...drawControl(chance, controls), waitMs });
-    } else if (drawn < mix.io + mix.control + mix.crashes) actions.push(drawCrash(chance));
+    } else if (drawn < mix.io + mix.control + mix.crashes) actions.push(drawCrash(chance, mix.unreadable));
     else actions.push({ do: "reopen" });
   }
   return actions;
@@ -130,11 +131,11 @@ function drawControl(chance: Chance, kinds: readonly (typeof CONTROL_KINDS)[numb
   }
 }
 
-export function drawCrash(chance: Chance): Action {
+export function drawCrash(chance: Chance, unreadable = 0): Action {
   const afterEvents = chance.pick([0, chance.below(8), chance.below(60), chance.below(400)]);
   const downMs = chance.often(0.2) ? chance.below(5000) : chance.fraction();
   if (chance.often(0.4)) return { do: "kill", afterEvents, downMs };
-  return { do: "cut-power", afterEvents, downMs, cut: drawPowerCut(chance) };
+  return { do: "cut-power", afterEvents, downMs, cut: drawPowerCut(chance, unreadable) };
 }
 
 /** Puts troubles, and their ends, among the actions: none before the first volumes are made. */

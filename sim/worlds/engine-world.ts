@@ -32,7 +32,6 @@ export interface EngineSetup {
   readonly noPunch: boolean;
   readonly turnMs: number;
   readonly clockRate: number;
-  readonly unreadableTears: boolean;
   /** Reads all versions after each start. */
   readonly auditOnOpen: boolean;
   readonly slowDisk: number;
@@ -220,7 +219,11 @@ export class EngineWorld {
     if (changing?.what.kind === "appears" && changing.what.version.kind === "snapshot") this.#refreeze();
     this.#world.fault(action.do === "kill" ? "kill" : "power cut", this.#node);
     if (action.do === "kill") this.#process.crash();
-    else this.#node.losePower(action.cut);
+    else {
+      this.#node.losePower(action.cut);
+      // At the end of the log, a sector that a power cut has torn cannot be told from one that has gone bad later.
+      if (action.cut.unreadable > 0) this.#excuses.damage = true;
+    }
     this.#forget(action.do === "cut-power");
     this.#host.abandon();
     this.#set = undefined;
@@ -278,6 +281,7 @@ export class EngineWorld {
         return;
       case "rolls-back":
         this.#rollbackInDoubt = change;
+        this.#lookedUpTo = -1;
         return;
     }
   }
@@ -675,13 +679,17 @@ export class EngineWorld {
     const { volume, to } = this.#rollbackInDoubt!;
     const before = volume.history;
     const touched = [...new Set([...before.touched(), ...to.frozen.touched()])].sort((a, b) => a - b);
-    // Look at one block where the two must differ; if there is none, they are equal as far as anybody can tell.
+    // Look at a block where the two may differ; if there is none (more), they are equal as far as anybody can tell.
     const asked = before.ask();
     const telling = touched.find(
-      (block) => block * volume.blockSize < volume.size && !before.allows(block, to.frozen.block(block).likely, asked),
+      (block) =>
+        block > this.#lookedUpTo &&
+        block * volume.blockSize < volume.size &&
+        !before.allows(block, to.frozen.block(block).likely, asked),
     );
     before.answer(asked);
     if (telling === undefined) {
+      this.#lookedUpTo = -1;
       before.mayBe(to.frozen);
       this.#rollbackInDoubt = undefined;
       return;
@@ -691,12 +699,19 @@ export class EngineWorld {
     const probe: Target = { name: volume.name, device, history: undefined, frozen: undefined };
     this.#host.look(probe, telling, (status, stamp) => {
       this.#controlBusy = false;
-      if (status !== "ok") return;
-      if (to.frozen.block(telling).allows(stamp) && !before.allows(telling, stamp, before.ask()))
-        this.model.settle(this.#rollbackInDoubt!);
+      if (status !== "ok" || this.#rollbackInDoubt === undefined) return;
+      const now = before.ask();
+      const isBefore = before.allows(telling, stamp, now);
+      before.answer(now);
+      const isAfter = to.frozen.block(telling).allows(stamp);
+      // What both allow tells nothing: then another block may.
+      this.#lookedUpTo = isBefore && isAfter ? telling : -1;
+      if (isBefore && isAfter) return;
+      if (isAfter) this.model.settle(this.#rollbackInDoubt);
       this.#rollbackInDoubt = undefined;
     });
   }
+  #lookedUpTo = -1;
 
   /* ----------------------------------------------------------------- end */
 

@@ -319,7 +319,9 @@ export class IscsiWorld {
         if (process === undefined || process.dead) return;
         this.#world.fault("pause", this.#server);
         process.pause();
-        this.#world.plan(action.ms, () => process.resume());
+        this.#world.plan(action.ms, () => {
+          if (!process.dead) process.resume();
+        });
         return;
       }
       case "net":

@@ -34,6 +34,8 @@ export interface NbdSetup {
   readonly chunkMax: number;
   readonly bufferBytes: number;
   readonly latencyMs: number;
+  /** How fast the clocks of server and host go; both right when not given. */
+  readonly clockRates?: readonly [server: number, host: number];
 }
 
 const PORT = 10_809;
@@ -74,6 +76,7 @@ export class NbdWorld {
     this.#server = world.node("server");
     this.#server.files.names = setup.names;
     this.#clientNode = world.node("client");
+    [this.#server.clockRate, this.#clientNode.clockRate] = setup.clockRates ?? [1, 1];
     this.#client = this.#clientNode.start("host");
     const ticks = new Ticks();
     this.#history = new History(ticks);
@@ -201,6 +204,16 @@ export class NbdWorld {
         this.#crash = action;
         this.#world.stopAtStep = this.#world.steps + action.afterEvents;
         return;
+      case "pause": {
+        const process = action.host === true ? this.#client : this.#serverProcess;
+        if (process === undefined || process.dead || process.paused) return;
+        this.#world.fault("pause", process.node);
+        process.pause();
+        this.#world.plan(action.ms, () => {
+          if (!process.dead) process.resume();
+        });
+        return;
+      }
       case "net":
         this.#netTrouble(action.trouble);
         return;
