@@ -49,7 +49,7 @@ export type Action = { readonly waitMs?: number } & (
     }
   /** A command that is in flight is sent again, as it was. */
   | { readonly do: "resend"; readonly host: number }
-  | { readonly do: "log-in-again"; readonly host: number }
+  | { readonly do: "log-in-again"; readonly host: number; readonly politely?: boolean }
   /** Reads everything of every version. */
   | { readonly do: "audit" }
   | { readonly do: "create-volume"; readonly size: number; readonly blockSize: number }

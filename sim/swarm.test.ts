@@ -1,8 +1,10 @@
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
+import { readFileSync } from "node:fs";
 import test from "node:test";
 import { promisify } from "node:util";
 import { CANARIES, hunt } from "./canaries.ts";
+import { REGRESSIONS } from "./regressions.ts";
 import { makeResources, runScript, runSeed } from "./runner.ts";
 import { SCENARIOS } from "./scenarios/all.ts";
 
@@ -31,4 +33,9 @@ test("a seed gives the same world again, and a script alone does so too", () => 
     assert.equal(results[0]!.trace, results[1]!.trace, scenario.name);
     assert.equal(results[0]!.trace, again.trace, scenario.name);
   }
+});
+
+test("the document tells of every seed that has found something", () => {
+  const text = readFileSync("docs/design/simulation.md", "utf8");
+  for (const { scenario, seed } of REGRESSIONS) assert.ok(text.includes(`${scenario} ${seed}`), `${scenario} ${seed}`);
 });

@@ -122,7 +122,7 @@ function drawActions(chance: Chance): Action[] {
         actions.push({ do: "manage", host, function: chance.pick(MANAGE_KINDS), immediate: chance.often(0.8), waitMs });
         break;
       case "again":
-        actions.push({ do: "log-in-again", host, waitMs });
+        actions.push({ do: "log-in-again", host, politely: host > 3, waitMs });
         break;
       case "resend":
         actions.push({ do: "resend", host, waitMs });

@@ -16,6 +16,7 @@ import {
   isBefore,
   LOGIN_REQUEST,
   LOGIN_RESPONSE,
+  LOGOUT_RESPONSE,
   nextSn,
   opcodeOf,
   padded,
@@ -27,7 +28,15 @@ import {
   TASK_REQUEST,
   TASK_RESPONSE,
 } from "#wire/iscsi/bhs";
-import { CommandFlag, DataInFlag, Opcode, RESERVED_TAG, TaskFunction } from "#wire/iscsi/codes";
+import {
+  CommandFlag,
+  DataInFlag,
+  LogoutReason,
+  LogoutResponse,
+  Opcode,
+  RESERVED_TAG,
+  TaskFunction,
+} from "#wire/iscsi/codes";
 import { encodeText, parseText } from "#wire/iscsi/text";
 import type { SimProcess } from "../env/sim-process.ts";
 import { Violation } from "../violation.ts";
@@ -152,6 +161,7 @@ export class SimInitiator {
   #expCmdSn = 0;
   #tag = 0;
   #isStopped = false;
+  #logoutTag = -1;
   /** What was agreed. */
   immediateData = false;
   initialR2t = true;
@@ -219,12 +229,35 @@ export class SimInitiator {
     if (this.state === "down") return;
     this.say(`ends its session: ${why}`);
     this.state = "down";
+    this.#logoutTag = -1;
     for (const connection of this.#connections.splice(0)) connection.close();
     for (const { management } of this.#managing.values()) management.onAnswer(undefined);
     this.#managing.clear();
     this.#lost.push(...this.#flights.values());
     this.#flights.clear();
     if (!this.#isStopped) this.env.plan(this.chance.span(RETRY_MS), () => this.login());
+  }
+
+  /** Ends the session as it should be ended (§11.14), and logs in again. False: there is none, or it is ending already. */
+  logOut(): boolean {
+    if (this.state !== "up" || this.#logoutTag >= 0) return false;
+    const connection = this.chance.pick(this.#connections);
+    this.#logoutTag = this.#nextTag();
+    const pdu = connection.request(Opcode.LOGOUT_REQUEST | IMMEDIATE, FINAL | LogoutReason.CLOSE_SESSION, 0);
+    viewOf(pdu).setUint32(BHS.taskTag, this.#logoutTag);
+    viewOf(pdu).setUint32(REQUEST.cmdSn, this.cmdSn);
+    connection.send(pdu);
+    return true;
+  }
+
+  #takeLogout(tag: number, response: number): void {
+    if (tag !== this.#logoutTag || response !== LogoutResponse.CLOSED)
+      throw new Violation(`a logout is answered with ${response} for task ${tag}`);
+    const ended = [...this.#flights.values()];
+    this.#flights.clear();
+    this.#watcher.onEnded(ended);
+    this.drop("it has logged out");
+    for (const { command } of ended) command.onAnswer({ kind: "unknown" });
   }
 
   /** The server is dead, and everything in it: what was in flight has happened by now or never. What waits is given up. */
@@ -291,7 +324,12 @@ export class SimInitiator {
   /* --------------------------------------------------------------------------- commands */
 
   pump(): void {
-    while (this.state === "up" && this.#waiting.length > 0 && !isBefore(this.maxCmdSn, this.cmdSn))
+    while (
+      this.state === "up" &&
+      this.#logoutTag < 0 &&
+      this.#waiting.length > 0 &&
+      !isBefore(this.maxCmdSn, this.cmdSn)
+    )
       this.#send(this.#waiting.shift()!);
   }
 
@@ -357,6 +395,8 @@ export class SimInitiator {
       }
       case Opcode.TASK_MANAGEMENT_RESPONSE:
         return this.#takeManaged(tag, head.getUint8(TASK_RESPONSE.response));
+      case Opcode.LOGOUT_RESPONSE:
+        return this.#takeLogout(tag, head.getUint8(LOGOUT_RESPONSE.response));
       case Opcode.NOP_IN: {
         if (head.getUint32(REQUEST.transferTag) === RESERVED_TAG) return;
         const pdu = connection.request(Opcode.NOP_OUT | IMMEDIATE, FINAL, 0);

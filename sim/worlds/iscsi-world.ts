@@ -307,7 +307,8 @@ export class IscsiWorld {
         this.#portOf(action.host).initiator.resend();
         return;
       case "log-in-again":
-        this.#portOf(action.host).initiator.drop("it is told to");
+        if (action.politely !== true) this.#portOf(action.host).initiator.drop("it is told to");
+        else this.#portOf(action.host).initiator.logOut();
         return;
       case "kill":
       case "cut-power":
