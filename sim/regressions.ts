@@ -70,4 +70,10 @@ export const REGRESSIONS: readonly Regression[] = [
     found:
       "the checker itself: a block that a rollback in doubt would not have changed was taken to tell whether it had",
   },
+  {
+    seed: 500833,
+    scenario: "iscsi",
+    found:
+      "a task whose answer was acknowledged before the line had sent it all gave its buffer away while it was sent",
+  },
 ];

@@ -167,6 +167,8 @@ export class SimLine implements Line {
   ear: Ear = NO_EAR;
   readonly peer: Peer;
   readonly process: SimProcess;
+  /** What a send is called when something is wrong with it. */
+  readonly #sends: string;
   other!: SimLine;
   onOver: () => void = () => {};
   /** Nothing is told to the owner any more but `onClosed`. */
@@ -195,6 +197,7 @@ export class SimLine implements Line {
   constructor(process: SimProcess, peer: Peer) {
     this.process = process;
     this.peer = peer;
+    this.#sends = `a send of ${process.name}`;
     process.world.network.connected(this);
   }
 
@@ -219,7 +222,7 @@ export class SimLine implements Line {
     if (this.#sending !== undefined) throw new Error("a line sends twice at a time");
     if (pieces.total <= 0) throw new Error("a line sends nothing");
     if (this.isOver || this.process.dead) return;
-    this.process.memory.assertOwnedPieces(pieces, "a send");
+    this.process.memory.assertOwnedPieces(pieces, this.#sends);
     this.process.world.ioCount++;
     this.#sending = pieces;
     this.#sendPiece = 0;
@@ -281,7 +284,7 @@ export class SimLine implements Line {
       const at = pieces.at[this.#sendPiece]! + this.#sendByte;
       const left = pieces.length[this.#sendPiece]! - this.#sendByte;
       const step = Math.min(left, room, 1 + world.chance.below(faults.chunkMax));
-      memory.assertOwned(at, step, "a send");
+      memory.assertOwned(at, step, this.#sends);
       this.other.#depart(memory.bytes.slice(at, at + step));
       if (this.isOver) return;
       this.#sendByte += step;

@@ -161,6 +161,8 @@ export class SimInitiator {
   #expCmdSn = 0;
   #tag = 0;
   #isStopped = false;
+  /** Logins that were begun: a dial of an earlier one that is answered late is nobody's. */
+  #attempt = 0;
   #logoutTag = -1;
   /** What was agreed. */
   immediateData = false;
@@ -279,6 +281,7 @@ export class SimInitiator {
   login(): void {
     if (this.state !== "down" || this.#isStopped) return;
     this.state = "login";
+    this.#attempt++;
     this.#watcher.onLogin();
     this.tsih = 0;
     // Numbers that soon wrap around.
@@ -289,9 +292,9 @@ export class SimInitiator {
   }
 
   #connect(index: number): void {
-    const attempt = this.session;
+    const attempt = this.#attempt;
     const { server, port, patienceMs } = this.settings;
-    const stillWanted = (): boolean => this.state === "login" && this.session === attempt;
+    const stillWanted = (): boolean => this.state === "login" && this.#attempt === attempt;
     start(
       perform(this.env.net.dial({ host: server, port }, { timeoutMs: patienceMs })),
       (line) => {

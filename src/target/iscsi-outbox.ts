@@ -214,6 +214,7 @@ export class Outbox {
   }
   /** The answer to a task is complete in this batch. */
   finished(task: IscsiTask): void {
+    task.leaving = true;
     this.#done[this.#filling]!.push(task);
   }
 

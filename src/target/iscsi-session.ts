@@ -191,13 +191,23 @@ export class IscsiSession implements Window {
     for (const { tasks } of this.lost.values()) tasks.delete(task);
     if (task.isImmediate) this.#immediates--;
     this.#widen();
+    // An initiator can acknowledge an answer before our line says that it has sent it.
+    if (task.leaving) task.endsWithBatch = true;
+    else this.#release(task);
+    if (this.ending) this.#endIfQuiet();
+  }
+  #release(task: IscsiTask): void {
     this.home.server.release(task.scsi);
     this.home.giveTask(task);
-    if (this.ending) this.#endIfQuiet();
   }
 
   /** The answer has left with a batch. With recovery, it is kept until the initiator has acknowledged it. */
   answerSent(task: IscsiTask): void {
+    task.leaving = false;
+    if (task.endsWithBatch) {
+      task.endsWithBatch = false;
+      return this.#release(task);
+    }
     if (this.tasks.get(task.tag) !== task || !task.answered) return;
     if (this.parameters.errorRecoveryLevel === 0 || task.orphan || this.ending) this.endTask(task);
   }

@@ -82,6 +82,10 @@ export class IscsiTask implements Sendable, TaskTransport {
   pinned = false;
   /** It is over, but a line or a queue still knows it. */
   endWhenFree = false;
+  /** Its answer is in a batch that the line has not taken whole: its buffer must stay, whatever the initiator says. */
+  leaving = false;
+  /** It was over before its answer had left. */
+  endsWithBatch = false;
   /** Of its unit; and when its header had come. */
   meter: Meter | undefined = undefined;
   startedAt: Millis = 0;
@@ -112,6 +116,8 @@ export class IscsiTask implements Sendable, TaskTransport {
     this.noRoom = false;
     this.pinned = false;
     this.endWhenFree = false;
+    this.leaving = false;
+    this.endsWithBatch = false;
     this.meter = undefined;
     for (const one of this.solicited) one.open = one.unsent = false;
   }
