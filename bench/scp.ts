@@ -7,6 +7,7 @@ import { spawn } from "node:child_process";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
+import { run } from "#test/support/program";
 import { freePort, KIB, MIB } from "#test/support/temp";
 import { TwoNetworks } from "#test/support/two-networks";
 import { call } from "./admin.ts";
@@ -154,8 +155,11 @@ async function rates(context: Context, shape: Shape | undefined): Promise<Table>
       found.set(name, row);
       for (let round = 0; round < rounds; round++) {
         const turn = [...contestants];
-        for (const [column, measure] of round % 2 === 0 ? turn : turn.reverse())
+        for (const [column, measure] of round % 2 === 0 ? turn : turn.reverse()) {
           row.get(column)!.push(await measure(work));
+          // What it left in the page cache is written back now, and not in the next one's turn.
+          if (work.kind === "write") await run("sync", ["-f", context.folder]);
+        }
       }
       const shown = [...row].map(([column, list]) => `${column}: ${formatCount(median(list))}`);
       context.tell(`scp, ${link === undefined ? "loopback" : "link"}: ${name}: ${shown.join(", ")}`);
