@@ -36,11 +36,17 @@ interface RunningFront {
   readonly front: Front;
 }
 
+/** Version sets that a lane opens at a time. */
+const OPENING_MAX = 16;
+
 export class Lane {
   readonly #env: Env;
   readonly #makers: Readonly<Record<string, FrontMaker>>;
   readonly #tell: (message: FromLane) => void;
   readonly #sets = new Map<string, OpenSet>();
+  /** Sets that are being opened, and those that wait for one of them to be. */
+  #opening = 0;
+  readonly #waitingToOpen: (() => void)[] = [];
   readonly #fronts = new Map<string, RunningFront>();
   readonly #directory = new LaneDirectory();
   readonly #book = new ReservationBook();
@@ -128,8 +134,21 @@ export class Lane {
     return undefined;
   }
 
+  /** Not all at once: each replays its log through a buffer of the lane's memory, and a thousand of those do not fit. */
+  *#openInTurn(path: string): Task<OpenSet> {
+    if (this.#opening === OPENING_MAX) yield* perform<void>((resume) => void this.#waitingToOpen.push(resume));
+    else this.#opening++;
+    try {
+      return yield* OpenSet.open(this.#env, path);
+    } finally {
+      const next = this.#waitingToOpen.shift();
+      if (next === undefined) this.#opening--;
+      else next();
+    }
+  }
+
   *#openSet({ uuid, path }: Given<"set.open">): Task<SetFacts> {
-    const set = yield* OpenSet.open(this.#env, path);
+    const set = yield* this.#openInTurn(path);
     if (set.uuid !== uuid) {
       yield* set.close();
       throw new Refusal("damaged", `${path} holds version set ${set.uuid}`, "Give the directory the set's own name.");
