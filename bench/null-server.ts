@@ -32,7 +32,6 @@ class NullConnection implements Ear {
   readonly #size: number;
   readonly #in: number;
   readonly #replies: number;
-  readonly #zeroes: number;
   readonly #flush = new Soon(() => this.#sendReplies());
   #stage: "flags" | "options" | "requests" = "flags";
   #filled = 0;
@@ -53,7 +52,6 @@ class NullConnection implements Ear {
     line.ear = this;
     this.#in = env.memory.allocate(RECEIVE_BYTES);
     this.#replies = env.memory.allocate(2 * SLOTS * SLOT_BYTES);
-    this.#zeroes = env.memory.allocate(DATA_BYTES_MAX);
     const greeting = this.#slot();
     env.memory.view.setBigUint64(greeting, 0x4e42444d41474943n);
     env.memory.view.setBigUint64(greeting + 8, 0x49484156454f5054n);
@@ -82,7 +80,7 @@ class NullConnection implements Ear {
   }
 
   onClosed(): void {
-    for (const at of [this.#in, this.#replies, this.#zeroes]) this.#env.memory.free(at);
+    for (const at of [this.#in, this.#replies]) this.#env.memory.free(at);
   }
 
   #receive(): void {
@@ -125,7 +123,7 @@ class NullConnection implements Ear {
       this.#building.add(reply, REPLY_BYTES + length);
     } else {
       this.#building.add(reply, REPLY_BYTES);
-      if (type === 0) this.#building.add(this.#zeroes, length);
+      if (type === 0) this.#building.add(zeroes, length);
       if (type === 1) this.#skip = length;
     }
     this.#env.turn.soon(this.#flush);
@@ -205,6 +203,8 @@ const { values } = parseArgs({
 const { kind, why } = chooseEnv(values.env as EnvWish);
 const silent = { debug() {}, info() {}, warn() {}, error() {} };
 const env = makeEnv(kind, { memoryBytes: 1024 * MIB, log: silent });
+/** What every read is answered with. */
+const zeroes = env.memory.allocate(DATA_BYTES_MAX);
 const address =
   values.socket === undefined ? { host: "127.0.0.1", port: Number(values.port) } : { path: values.socket };
 

@@ -100,12 +100,13 @@ export async function startNbdServer(folder: string, size: number): Promise<Riva
 }
 
 /** Stores nothing: the ceiling that client, loopback and the loop leave. Not a rival. */
-export async function startNull(): Promise<Rival> {
+export async function startNull(): Promise<Rival & { readonly port: number }> {
   const port = await freePort();
   const program = new Program(process.execPath, [NULL_SERVER, "--env", "uring", "--port", String(port)]);
   await program.until("listening", () => reachable("", port));
   return {
     name: "nothing stored",
+    port,
     version: "bench/null-server.ts",
     uri: `nbd://127.0.0.1:${port}/`,
     pid: program.pid,

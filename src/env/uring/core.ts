@@ -1,7 +1,7 @@
 /** What all parts of the io_uring Env share. */
 import type { Memory, Pieces } from "#base/memory";
 import { MIB } from "#base/units";
-import { Promptness, WRITE_SLOW_MS } from "../promptness.ts";
+import { Promptness, READ_SLOW_MS, WRITE_SLOW_MS } from "../promptness.ts";
 import { loadNative, type Native } from "./native.ts";
 import { Ring } from "./ring.ts";
 import { UringTurn } from "./uring-turn.ts";
@@ -23,6 +23,7 @@ export class UringCore {
   readonly memory: Memory;
   /** The address of position 0 of the memory, which is fixed and never moves; pinned by `memory`. */
   readonly base: number;
+  readonly reads = new Promptness(READ_SLOW_MS);
   readonly writes = new Promptness(WRITE_SLOW_MS);
 
   constructor(memory: Memory) {

@@ -17,6 +17,8 @@ export interface Native {
   enter(ring: number, submit: number, wait: number, flags: number, arg: number, argBytes: number): number;
   /** pwritev(2): a gathered write, done when it returns. */
   write(fd: number, iovecs: number, count: number, position: number): number;
+  /** pread(2): what there is at once of so many bytes, or all of them. */
+  read(fd: number, at: number, length: number, position: number): number;
   register(ring: number, what: number, arg: Uint8Array, count: number): number;
   map(fd: number, length: number, offset: number): Mapping;
   /** Where the first byte of a fixed buffer lies. It must be referenced for as long as the kernel may use it. */
@@ -70,6 +72,7 @@ function load(): Native | { readonly missing: string } {
   const setup = libc.func("long syscall(long, uint32_t, _Inout_ uint8_t *)");
   const enter = libc.func("long syscall(long, uint32_t, uint32_t, uint32_t, uint32_t, intptr_t, size_t)");
   const pwritev = libc.func("intptr_t pwritev(int, intptr_t, int, int64_t)");
+  const pread = libc.func("intptr_t pread(int, intptr_t, size_t, int64_t)");
   const register = libc.func("long syscall(long, uint32_t, uint32_t, _Inout_ uint8_t *, uint32_t)");
   const socket = libc.func("int socket(int, int, int)");
   const mmap = libc.func("intptr_t mmap(intptr_t, size_t, int, int, int, int64_t)");
@@ -98,6 +101,10 @@ function load(): Native | { readonly missing: string } {
     },
     write: (fd, iovecs, count, position) => {
       const result = pwritev(fd, iovecs, count, position);
+      return result < 0 ? -ffi.errno() : result;
+    },
+    read: (fd, at, length, position) => {
+      const result = pread(fd, at, length, position);
       return result < 0 ? -ffi.errno() : result;
     },
     register: checked((ring: number, what: number, arg: Uint8Array, count: number) =>

@@ -301,11 +301,11 @@ export class Ring {
   }
 
   /** Tells every completion that is there now. Returns how many. */
-  reap(): number {
+  reap(most = Number.POSITIVE_INFINITY): number {
     const words = this.#words;
     const tail = Atomics.load(words, this.#cqTail) | 0;
     let told = 0;
-    while (this.#head !== tail && !this.#closed) {
+    while (this.#head !== tail && told < most && !this.#closed) {
       const at = this.#cqes + (this.#head & this.#cqMask) * CQE_WORDS;
       const index = words[at]!;
       const result = words[at + 2]! | 0;
