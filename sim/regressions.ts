@@ -76,4 +76,15 @@ export const REGRESSIONS: readonly Regression[] = [
     found:
       "a task whose answer was acknowledged before the line had sent it all gave its buffer away while it was sent",
   },
+  {
+    seed: 31841,
+    scenario: "failing-disk",
+    found: 'a reserve that could not be kept because a call failed, not for want of space, refused writes with "full"',
+  },
+  {
+    seed: 61254,
+    scenario: "failing-disk",
+    found:
+      "the checker itself: a write that failed on its way to the disk was taken to be undone when the old data was read, and the start found it",
+  },
 ];

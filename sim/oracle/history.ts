@@ -33,6 +33,8 @@ export class Mark {
   dead = NEVER;
   deadBy: Mark | undefined;
   durable = false;
+  /** It failed on its way to the disk, and may turn out to be there when the store is opened again, whatever is read till then. */
+  lingers = false;
 
   constructor(stamp: number, origin: FrozenBlock | undefined, asked: number) {
     this.stamp = stamp;
@@ -193,11 +195,12 @@ export class History {
     }
   }
 
-  /** The write was answered with an error and may have happened, up to now but not later. */
-  unknown(marks: readonly Mark[]): void {
+  /** The write was answered with an error and may have happened, up to now but not later; if it `lingers`, also later. */
+  unknown(marks: readonly Mark[], lingers = false): void {
     const now = this.#ticks.next();
     for (const mark of marks) {
       mark.answered = now;
+      mark.lingers = lingers;
       this.#undurable.push(mark);
     }
   }
@@ -215,7 +218,7 @@ export class History {
   flushed(asked: number): void {
     const waiting: Mark[] = [];
     for (const mark of this.#undurable)
-      if (mark.answered < asked) mark.durable = true;
+      if (mark.answered < asked && !mark.lingers) mark.durable = true;
       else waiting.push(mark);
     this.#undurable = waiting;
   }
@@ -250,7 +253,7 @@ export class History {
     if (seen.length === 1 && only!.origin !== undefined && !only!.origin.settle(stamp)) return false;
     const now = this.#ticks.next();
     for (const mark of block)
-      if (mark.answered < asked && mark.dead === NEVER && !seen.includes(mark)) {
+      if (mark.answered < asked && mark.dead === NEVER && !mark.lingers && !seen.includes(mark)) {
         mark.dead = now;
         mark.deadBy = seen.length === 1 ? only : undefined;
       }
@@ -320,11 +323,13 @@ export class History {
     const now = this.#ticks.next();
     this.#readers.length = 0;
     for (const block of this.#blocks.values())
-      for (const mark of block)
+      for (const mark of block) {
+        mark.lingers = false;
         if (mark.answered === NEVER) {
           mark.answered = now;
           this.#undurable.push(mark);
         }
+      }
   }
 
   /** The power was cut: what is not durable may be lost, and what came before it may be back. */

@@ -317,7 +317,7 @@ export class Host {
     const meaning = this.#explain(status, io, target);
     if (request.marks.length === 0) return;
     if (meaning === "refused") history?.refused(io.block, request.marks);
-    else history?.unknown(request.marks);
+    else history?.unknown(request.marks, status === "failed");
   }
 
   #peek(at: number): string {

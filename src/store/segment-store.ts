@@ -237,12 +237,12 @@ export class DirectoryStore implements SegmentStore {
     if (!isDiskFault(facts) && facts.size >= bytes) return true;
     yield* perform(this.#disk.unlink(path));
     const file = yield* perform(this.#disk.open(path, "create"));
-    if (isDiskFault(file)) return false;
+    if (isDiskFault(file)) return file !== "full";
     const fault = yield* perform(this.#disk.allocate(file, 0, bytes));
     yield* perform(this.#disk.close(file));
     if (fault !== undefined) yield* perform(this.#disk.unlink(path));
-    // Where space cannot be reserved at all, there is nothing to wait for.
-    return fault === undefined || fault === "unsupported";
+    // Where space cannot be reserved for another reason than that there is none, there is nothing to wait for.
+    return fault !== "full";
   }
 
   *giveReserve(use: ReserveUse): Task<boolean> {

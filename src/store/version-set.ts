@@ -395,7 +395,11 @@ export class VersionSet implements LogUser {
 
   *#reclaim(metadata: boolean): Task<boolean> {
     yield* this.store.dropSpares();
-    if (yield* this.#hasRoom()) return true;
+    if (yield* this.#hasRoom()) {
+      if (metadata || !this.#reserveGone) return true;
+      this.#reserveGone = !(yield* this.#keepReserve());
+      if (!this.#reserveGone) return true;
+    }
     if (metadata) {
       yield* this.#retireDead();
       if (yield* this.#hasRoom()) return true;
