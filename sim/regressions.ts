@@ -87,4 +87,10 @@ export const REGRESSIONS: readonly Regression[] = [
     found:
       "the checker itself: a write that failed on its way to the disk was taken to be undone when the old data was read, and the start found it",
   },
+  {
+    seed: 30935,
+    scenario: "damage",
+    found:
+      "a missing segment that had been flushed was taken for a torn end: only the first group behind it was asked whether it had been synced",
+  },
 ];

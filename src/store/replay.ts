@@ -31,10 +31,16 @@ export interface FoundGroup {
   readonly head: GroupHead;
 }
 
+/** A segment of the log, with the number of its first group. */
+interface ChainedSegment {
+  readonly number: number;
+  readonly firstGroup: number;
+}
+
 export interface Replay {
   readonly groups: readonly FoundGroup[];
   /** Segments of the log behind the checkpoint's, in order, with the number of their first group. */
-  readonly segments: readonly { readonly number: number; readonly firstGroup: number }[];
+  readonly segments: readonly ChainedSegment[];
   readonly files: ReadonlyMap<number, File>;
   readonly damage: readonly string[];
   /** Groups that reached the disk only in part, or without those before them. */
@@ -76,6 +82,8 @@ class Scan {
   readonly #files = new Map<number, File>();
   readonly #damage: string[] = [];
   readonly #writtenAgain = new Set<number>();
+  /** The highest group that `#wasSynced` has found said to be synced. */
+  #knownSynced = -1;
 
   constructor(env: Env, store: SegmentStore, segmentBlocks: number) {
     this.#env = env;
@@ -92,7 +100,7 @@ class Scan {
   *run(numbers: readonly number[], segment: number, block: number, group: number): Task<Replay> {
     const firsts = yield* this.#firstGroups(numbers, segment);
     // A segment that a later one starts before (or at) was written by a run whose end is not part of the log.
-    const chain: { number: number; firstGroup: number }[] = [];
+    const chain: ChainedSegment[] = [];
     let least = Number.POSITIVE_INFINITY;
     for (const each of firsts.reverse())
       if (each.number === segment || each.firstGroup < least) {
@@ -111,15 +119,13 @@ class Scan {
       let at = index === 0 ? block : 1;
       if (index > 0 && chain[index]!.firstGroup !== expected) {
         // Groups are missing between two segments. The later ones count only if the missing ones had been synced.
-        const later = yield* this.#headAt(number, 1);
-        if (later === undefined || later.synced < expected) {
+        const { firstGroup } = chain[index]!;
+        if (firstGroup < expected || !(yield* this.#wasSynced(expected, chain, index, 1))) {
           dropped++;
           break;
         }
-        this.#damage.push(
-          `groups ${expected} to ${later.group - 1} are missing before ${this.#store.describe(number)}`,
-        );
-        expected = later.group;
+        this.#damage.push(`groups ${expected} to ${firstGroup - 1} are missing before ${this.#store.describe(number)}`);
+        expected = firstGroup;
       }
       while (expected < bound && at < this.#usableBlocks) {
         const head = yield* this.#headAt(number, at);
@@ -133,7 +139,7 @@ class Scan {
         // Not what should be here: the end, or damage with the log going on behind it.
         const later = yield* this.#nextHead(number, at + 1, expected, bound);
         if (later === undefined) break;
-        if (later.head.synced < expected) {
+        if (!(yield* this.#wasSynced(expected, chain, index, later.block))) {
           dropped++;
           break;
         }
@@ -253,6 +259,27 @@ class Scan {
     return undefined;
   }
 
+  /**
+   * Whether a missing group had been synced. Any group behind it may say so, not only the next one: those appended while
+   * the sync was under way do not know of it yet, and they may fill a segment. `block` is where to begin in the segment
+   * `chain[index]`.
+   */
+  *#wasSynced(group: number, chain: readonly ChainedSegment[], index: number, block: number): Task<boolean> {
+    let above = group - 1;
+    for (let each = index; each < chain.length && this.#knownSynced < group; each++) {
+      const bound = chain[each + 1]?.firstGroup ?? Number.POSITIVE_INFINITY;
+      let at = each === index ? block : 1;
+      while (this.#knownSynced < group) {
+        const later = yield* this.#nextHead(chain[each]!.number, at, above, bound);
+        if (later === undefined) break;
+        this.#knownSynced = Math.max(this.#knownSynced, later.head.synced);
+        above = later.head.group;
+        at = later.block + later.head.headBlocks + later.head.dataBlocks;
+      }
+    }
+    return this.#knownSynced >= group;
+  }
+
   *#isWhole(found: FoundGroup): Task<boolean> {
     const { memory, disk } = this.#env;
     const { head } = found;
@@ -307,6 +334,7 @@ class Scan {
 
   /** What cannot be read may have been flushed: the set is not to be continued as if it had not. */
   #noteUnreadable(number: number, block: number, fault: string): void {
-    this.#damage.push(`${this.#store.describe(number)} cannot be read at block ${block}: ${fault}`);
+    const problem = `${this.#store.describe(number)} cannot be read at block ${block}: ${fault}`;
+    if (!this.#damage.includes(problem)) this.#damage.push(problem);
   }
 }

@@ -107,6 +107,34 @@ test("what was written is read, holes are zeroes, and both are the same after cl
   rig.world.end();
 });
 
+test("a segment that is missing behind the checkpoint is damage, though only a late group knows of the flush", () => {
+  const rig = new Rig(2);
+  rig.create();
+  const db = rig.finish(rig.set.createVolume({ name: "db", size: 512 * BLOCK }));
+  const parts = 24;
+  const length = 16 * BLOCK;
+  for (let part = 0; part < parts; part++) rig.ok(db, "write", part * length, length, filled(length, part));
+  rig.ok(db, "flush", 0, 0);
+  rig.ok(db, "write", parts * length, length, filled(length, parts));
+  rig.env.crash();
+  const { files } = rig.world.node("server");
+  const segments = files.files("/set").flatMap(({ path }) => (path.includes("segment-") ? [path] : []));
+  assert.ok(segments.length >= 4);
+  const missing = segments.sort()[1]!;
+  files.remove(missing, "file");
+
+  rig.env = rig.world.node("server").start();
+  const after = rig.open();
+  assert.match(after.readOnly ?? "", /are missing before/);
+  // What lies before and behind the missing segment is there.
+  for (const part of [0, parts - 1])
+    assert.deepEqual(rig.ok(after.version("db"), "read", part * length, length), filled(length, part));
+  rig.run(after.version("db"), "write", 0, BLOCK, filled(BLOCK, 1));
+  assert.notEqual(rig.last.status, "ok");
+  rig.finish(after.close());
+  rig.world.end();
+});
+
 test("a snapshot keeps what it froze, clones start from it, and rolling back brings it back", () => {
   const rig = new Rig(2);
   const set = rig.create();
