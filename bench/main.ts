@@ -3,6 +3,7 @@
  *
  *   NAMES   nbd iscsi growth engine process scp (these by default), profile
  *   --quick           small sizes, few turns: for a first look, not for a claim
+ *   --rounds N        turns of each workload (nbd)
  *   --peers           only the peers, to know the baseline
  *   --null            also a server that stores nothing: what client, loopback and loop leave of this machine
  *   --only WORDS      only workloads whose name contains this (nbd), or parts of the bench (engine: snapshots, …)
@@ -27,6 +28,8 @@ export interface Context {
   /** An empty folder on the file system that is measured. */
   readonly folder: string;
   readonly quick: boolean;
+  /** Turns of each workload, where something else was asked for than the default. */
+  readonly rounds: number | undefined;
   readonly peersOnly: boolean;
   /** Also a server that stores nothing. */
   readonly ceiling: boolean;
@@ -50,6 +53,7 @@ const { values, positionals } = parseArgs({
   allowPositionals: true,
   options: {
     quick: { type: "boolean", default: false },
+    rounds: { type: "string" },
     peers: { type: "boolean", default: false },
     null: { type: "boolean", default: false },
     only: { type: "string", default: "" },
@@ -79,6 +83,7 @@ try {
     const found = await BENCHES[name]!({
       folder,
       quick: values.quick,
+      rounds: values.rounds === undefined ? undefined : Number(values.rounds),
       peersOnly: values.peers,
       ceiling: values.null,
       only: values.only,

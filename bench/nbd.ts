@@ -68,7 +68,7 @@ const isMoreBetter = (unit: Row["unit"]) => unit === "iops" || unit === "MB/s";
 export async function benchNbd(context: Context): Promise<Table[]> {
   const size = context.quick ? 256 * MIB : 1024 * MIB;
   const seconds = context.quick ? 1 : 2;
-  const rounds = context.quick ? 2 : 5;
+  const rounds = context.rounds ?? (context.quick ? 2 : 5);
   const rivals: Rival[] = [];
   try {
     for (const start of [startNbdkit, startQemuNbd, startNbdServer]) rivals.push(await start(context.folder, size));

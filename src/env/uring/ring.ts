@@ -290,9 +290,14 @@ export class Ring {
     }
   }
 
-  /** Whether the next `enter` would find completions: seen in memory, without a system call. */
+  /** Whether the kernel waits for an `enter` to give completions: seen in memory, without a system call. */
+  get called(): boolean {
+    return (Atomics.load(this.#words, this.#sqFlags) & SQ_WORK) !== 0;
+  }
+
+  /** Whether there are completions, or will be after the next `enter`. */
   get signalled(): boolean {
-    return (Atomics.load(this.#words, this.#sqFlags) & SQ_WORK) !== 0 || this.ready > 0;
+    return this.called || this.ready > 0;
   }
 
   /** Completions that are there already. */

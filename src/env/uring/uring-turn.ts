@@ -111,7 +111,8 @@ export class UringTurn implements Turn {
         this.#lookout.noteCompletions(told);
         return told > 0 || round > 0;
       }
-      if (ring.pending) ring.enter(0, 0);
+      // Work that goes on and on without the ring, such as direct calls to files, must not keep lines waiting.
+      if (ring.pending || ring.called) ring.enter(0, 0);
     }
     return true;
   }
