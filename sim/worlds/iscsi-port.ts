@@ -30,6 +30,8 @@ export interface Attention {
   sure: number;
   /** What raises it has not been answered: it may come at any time. */
   isOpen: boolean;
+  /** While it was open a command heard what may have been it, or a reset that may have made it moot: it need not come. */
+  isInDoubt: boolean;
   /** A command has ended well that should have heard it: then one of these has, or it is lost. */
   suspects: Set<Run> | undefined;
   /** The session that it was raised for. */
@@ -138,6 +140,7 @@ export class IscsiPort implements BlockDevice {
           asc: Asc.POWER_ON_OR_RESET,
           sure,
           isOpen: false,
+          isInDoubt: false,
           suspects: undefined,
           session: this.initiator.session,
         });
@@ -163,7 +166,14 @@ export class IscsiPort implements BlockDevice {
 
   /** Something is asked that will tell this host `asc`. */
   expect(asc: number): Attention {
-    const attention = { asc, sure: NEVER, isOpen: true, suspects: undefined, session: this.initiator.session };
+    const attention = {
+      asc,
+      sure: NEVER,
+      isOpen: true,
+      isInDoubt: false,
+      suspects: undefined,
+      session: this.initiator.session,
+    };
     // A reset makes whatever waited moot; when it is not certain yet, then that is not either.
     if (isReset(asc)) for (const other of this.#attentions) other.sure = NEVER;
     this.#attentions.push(attention);
@@ -178,7 +188,7 @@ export class IscsiPort implements BlockDevice {
     const isMoot = this.#attentions.some(
       (other) => other !== attention && (isReset(other.asc) || other.asc === attention.asc),
     );
-    if (!isMoot) attention.sure = this.#shared.ticks.next();
+    if (!isMoot && !attention.isInDoubt) attention.sure = this.#shared.ticks.next();
   }
 
   /** What raises it was sent on a session that is over: until the next one stands, it may still come. */
@@ -208,6 +218,10 @@ export class IscsiPort implements BlockDevice {
     const found = this.#attentions.find((one) => isIt(one) && one.sure !== NEVER) ?? this.#attentions.find(isIt);
     if (found === undefined) throw new Violation(`${what} hears of ${asc.toString(16)}, which nobody has raised`);
     this.#attentions.splice(this.#attentions.indexOf(found), 1);
+    // Several causes can be told as one, and a reset ends what waited before it (SAM-5 §5.14): whatever has not been
+    // answered yet may have been among that.
+    for (const other of this.#attentions)
+      if (other.isOpen && (isIt(other) || asc === Asc.BUS_DEVICE_RESET)) other.isInDoubt = true;
   }
 
   /* --------------------------------------------------------------------------- commands */
