@@ -541,7 +541,11 @@ export class IscsiConnection implements Ear {
         session.keep(task.cmdSn, () => {});
         return this.#deliver(task);
       }
-      session.keep(task.cmdSn, () => this.#deliver(task));
+      // Aborted while it waits, its slot may be another command's when this turn comes.
+      const { cmdSn } = task;
+      session.keep(cmdSn, () => {
+        if (session.tasks.get(task.tag) === task && task.cmdSn === cmdSn) this.#deliver(task);
+      });
       return;
     }
     if (task.isRead) {
