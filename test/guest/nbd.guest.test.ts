@@ -51,16 +51,18 @@ test("what was synced before kill -9 of the server is there when the kernel come
     mount /dev/nbd0 /mnt/db
     dd if=/dev/urandom of=/mnt/db/synced bs=64k count=32 status=none conv=fsync
     sha256sum /mnt/db/synced > /run/synced
-    (while dd if=/dev/urandom of=/mnt/db/lost bs=64k count=32 status=none; do :; done) > /dev/null 2>&1 &
+    setsid sh -c 'while dd if=/dev/urandom of=/mnt/db/lost bs=64k count=32 status=none; do :; done' > /dev/null 2>&1 &
     echo $! > /run/writer
     sleep 2`,
     200_000,
   );
   await server.kill();
-  // The writer ends before the volume is mounted again at the same place: it would hold that mount.
-  await guest.runAny(
-    `sleep 1; kill $(cat /run/writer); umount -l /mnt/db; nbd-client -d /dev/nbd0
-    for i in $(seq 100); do killall dd 2> /dev/null || break; sleep .2; done`,
+  // All of the writer's group ends before the volume is mounted again at the same place: it would hold that mount.
+  await guest.run(
+    `sleep 1; umount -l /mnt/db; nbd-client -d /dev/nbd0
+    for i in $(seq 300); do kill -9 -$(cat /run/writer) 2> /dev/null || exit 0; sleep .2; done
+    echo "the writer does not end"; exit 1`,
+    120_000,
   );
   await server.restart();
   const output = await guest.run(
