@@ -775,15 +775,6 @@ export class Log {
     if (canary.armed === "reuse-segment-name") this.#lastSegment--;
   }
 
-  /** Ends the current segment early, so that what follows is in another one. */
-  seal(): void {
-    const segment = this.current;
-    if (segment === undefined || segment.used === 0) return;
-    segment.sealed = true;
-    this.#summarise(segment);
-    this.current = undefined;
-  }
-
   /** Writes the checksums of a full segment to its end, in one piece. Failing it is harmless: the groups have them. */
   #summarise(segment: Segment): void {
     if (segment.damaged) return;
