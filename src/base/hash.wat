@@ -7,6 +7,8 @@
 ;; 20480 .. 25119   CRC32C of longer runs: 544 bytes of what has been folded last, then up to 4096 that follow
 ;; 25600 .. 26687   the last 544 folded bytes, and 544 zeroes behind them
 ;; 27136 .. 27679   what is left of a run when it has been folded
+;; 32768 .. 38079   what is left of a long run when it has been folded for the first time
+;; 40960 .. 117087  of a long run: 5280 bytes of what has been folded last, up to 65536 that follow, 5312 zeroes
 (module
   (import "lane" "memory" (memory 2 32768))
 
@@ -266,11 +268,8 @@
   ;; M = y^266 + y^143 + y^121 + y^88 + y^71 + 1, thus also M with x^16 for y (squaring gives P(x)^2 = P(x^2)): a word
   ;; of 16 bits may be moved to the places 123, 145, 178, 195 and 266 words behind it without changing the remainder.
   ;; Each word gathers what comes from those places before it, eight words at a time, until 544 bytes are left.
-  (func (export "crc32c") (param $at i32) (param $length i32) (param $crc i32) (result i32)
+  (func $folded (param $at i32) (param $length i32) (param $crc i32) (result i32)
     (local $head i32) (local $left i32) (local $count i32) (local $from i32) (local $end i32)
-    (local.set $crc (i32.xor (local.get $crc) (i32.const -1)))
-    (if (i32.lt_u (local.get $length) (i32.const 1024)) (then
-      (return (i32.xor (call $byTables (local.get $at) (local.get $length) (local.get $crc)) (i32.const -1)))))
     ;; What is no multiple of 16 goes first.
     (local.set $head (i32.and (local.get $length) (i32.const 15)))
     (local.set $crc (call $byTables (local.get $at) (local.get $head) (local.get $crc)))
@@ -308,7 +307,61 @@
       (local.set $at (i32.add (local.get $at) (i32.const 16)))
       (local.set $from (i32.add (local.get $from) (i32.const 16)))
       (br_if $rest (i32.lt_u (local.get $from) (i32.const 26156))))
-    (i32.xor (call $byTables (i32.const 27136) (i32.const 544) (i32.const 0)) (i32.const -1)))
+    (call $byTables (i32.const 27136) (i32.const 544) (i32.const 0)))
+
+  ;; Runs of 16 KiB and more are folded in another way before: M = y^5275 + y^4508 + y^2751 + 1 with y = x^8, the shortest
+  ;; multiple of P with four terms. Each byte gathers what comes from the places 767, 2524 and 5275 before it, until 5312
+  ;; bytes are left; those are folded as a shorter run. It takes less than two thirds of the loads.
+  (func (export "crc32c") (param $at i32) (param $length i32) (param $crc i32) (result i32)
+    (local $head i32) (local $left i32) (local $count i32) (local $from i32) (local $to i32) (local $end i32)
+    (local.set $crc (i32.xor (local.get $crc) (i32.const -1)))
+    (if (i32.lt_u (local.get $length) (i32.const 1024)) (then
+      (return (i32.xor (call $byTables (local.get $at) (local.get $length) (local.get $crc)) (i32.const -1)))))
+    (if (i32.lt_u (local.get $length) (i32.const 16384)) (then
+      (return (i32.xor (call $folded (local.get $at) (local.get $length) (local.get $crc)) (i32.const -1)))))
+    ;; What is no multiple of 64 (as 5312 is) goes first.
+    (local.set $head (i32.and (local.get $length) (i32.const 63)))
+    (local.set $crc (call $byTables (local.get $at) (local.get $head) (local.get $crc)))
+    (local.set $at (i32.add (local.get $at) (local.get $head)))
+    (local.set $left (i32.sub (i32.sub (local.get $length) (local.get $head)) (i32.const 5312)))
+    (memory.fill (i32.const 40960) (i32.const 0) (i32.const 5280))
+    ;; Only the first byte looks 5275 bytes back: so the sum so far is added to the first bytes.
+    (i32.store (i32.const 40965) (local.get $crc))
+    (loop $block
+      (local.set $count (select (local.get $left) (i32.const 65536) (i32.lt_u (local.get $left) (i32.const 65536))))
+      (local.set $from (i32.const 40965))
+      (local.set $to (i32.const 46240))
+      (local.set $end (i32.add (local.get $to) (local.get $count)))
+      (loop $each
+        (v128.store (local.get $to) (v128.xor
+          (v128.xor (v128.load (local.get $at)) (v128.load (local.get $from)))
+          (v128.xor (v128.load offset=2751 (local.get $from)) (v128.load offset=4508 (local.get $from)))))
+        (v128.store offset=16 (local.get $to) (v128.xor
+          (v128.xor (v128.load offset=16 (local.get $at)) (v128.load offset=16 (local.get $from)))
+          (v128.xor (v128.load offset=2767 (local.get $from)) (v128.load offset=4524 (local.get $from)))))
+        (local.set $at (i32.add (local.get $at) (i32.const 32)))
+        (local.set $from (i32.add (local.get $from) (i32.const 32)))
+        (local.set $to (i32.add (local.get $to) (i32.const 32)))
+        (br_if $each (i32.lt_u (local.get $to) (local.get $end))))
+      (local.set $left (i32.sub (local.get $left) (local.get $count)))
+      (if (local.get $left) (then
+        (memory.copy (i32.const 40960) (i32.sub (local.get $end) (i32.const 5280)) (i32.const 5280))
+        (br $block))))
+    ;; Behind the folded bytes come zeroes: what is left is not moved any more.
+    (memory.fill (local.get $to) (i32.const 0) (i32.const 5312))
+    (local.set $to (i32.const 32768))
+    (loop $rest
+      (v128.store (local.get $to) (v128.xor
+        (v128.xor (v128.load (local.get $at)) (v128.load (local.get $from)))
+        (v128.xor (v128.load offset=2751 (local.get $from)) (v128.load offset=4508 (local.get $from)))))
+      (v128.store offset=16 (local.get $to) (v128.xor
+        (v128.xor (v128.load offset=16 (local.get $at)) (v128.load offset=16 (local.get $from)))
+        (v128.xor (v128.load offset=2767 (local.get $from)) (v128.load offset=4524 (local.get $from)))))
+      (local.set $at (i32.add (local.get $at) (i32.const 32)))
+      (local.set $from (i32.add (local.get $from) (i32.const 32)))
+      (local.set $to (i32.add (local.get $to) (i32.const 32)))
+      (br_if $rest (i32.lt_u (local.get $to) (i32.const 38080))))
+    (i32.xor (call $folded (i32.const 32768) (i32.const 5312) (i32.const 0)) (i32.const -1)))
 
   ;; Entry of table $n at byte $byte (0 to 255) of the word: 4096 + 1024 * n + 4 * byte. The sum before it is complemented.
   (func $byTables (param $at i32) (param $length i32) (param $crc i32) (result i32)

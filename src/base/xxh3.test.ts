@@ -91,9 +91,11 @@ describe("CRC32C", () => {
 
   test("both ways agree at every length and alignment, and go on from the sum of what came before", () => {
     const short = Array.from({ length: 200 }, (_, length) => length);
-    // From 1 KiB on it is done in another way: in blocks of 4 KiB, with a rest of 544 bytes.
+    // From 1 KiB on it is done in another way: in blocks of 4 KiB, with a rest of 544 bytes; from 16 KiB on first in blocks
+    // of 64 KiB, with a rest of 5312 bytes.
     const long = Array.from({ length: 600 }, (_, index) => 1000 + 29 * index + (index % 3));
-    for (const length of [...short, ...long, 4640, 4656, 8192 + 544, 65536, 131072]) {
+    const longer = [16383, 16384, 16385, 16447, 16448, 40000, 65535, 65536, 70848, 70849, 131072, 200_001];
+    for (const length of [...short, ...long, 4640, 4656, 8192 + 544, ...longer]) {
       const at = MIB + 4096 + (length % 17);
       const whole = crc32c(bytes.subarray(at, at + length));
       assert.equal(hasher.crc32c(at, length), whole, `length ${length}`);

@@ -18,6 +18,8 @@ import { decodeZnReq, encodeZnReq, ZNREQ, ZnReq } from "#wire/scp/znreq";
 import type { ScpPiece } from "./scp-work.ts";
 
 const RECEIVE_BYTES = 16896;
+/** Data of this length on is best received straight into its place, together with the header of what comes next. */
+const BULK_BYTES_MIN = 32 * 1024;
 /** A tag is a slot's number in its low byte, and the slot's turn above. */
 const SLOT_BITS = 8;
 const PING_TAG = 0xffff_ffff;
@@ -90,6 +92,10 @@ export class ScpAgent implements Ear {
   #start = 0;
   #stop = 0;
   #receiving = false;
+  /** A receive goes straight to `#bodyAt`: so many bytes of it at most, others are behind them. */
+  #directBytes = 0;
+  /** The last answer had much data, and so will have the next: only its header is received before its place is known. */
+  #bulk = false;
   #bodySlot: AgentSlot | undefined;
   #bodyAt = 0;
   #bodyLeft = 0;
@@ -195,10 +201,11 @@ export class ScpAgent implements Ear {
       return;
     }
     this.heardAt = this.#env.clock.now();
-    if (this.#bodyLeft > 0) {
-      this.#bodyAt += count;
-      this.#bodyLeft -= count;
-    } else this.#stop += count;
+    const direct = Math.min(count, this.#directBytes);
+    this.#directBytes = 0;
+    this.#bodyAt += direct;
+    this.#bodyLeft -= direct;
+    this.#stop += count - direct;
     this.#advance();
   }
 
@@ -324,7 +331,11 @@ export class ScpAgent implements Ear {
     if (this.#receiving || this.#closing) return;
     this.#receiving = true;
     if (this.#bodyLeft > 0) {
-      this.#line.receive(this.#bodyAt, this.#bodyLeft);
+      // All that was in the buffer is in its place already. Behind it comes the next answer.
+      this.#start = this.#stop = 0;
+      this.#directBytes = this.#bodyLeft;
+      const rest = this.#bulk ? this.#headerBytes : RECEIVE_BYTES;
+      this.#line.receive(this.#bodyAt, this.#bodyLeft, this.#buffer, rest);
       return;
     }
     if (this.#start === this.#stop) this.#start = this.#stop = 0;
@@ -333,7 +344,8 @@ export class ScpAgent implements Ear {
       this.#stop -= this.#start;
       this.#start = 0;
     }
-    this.#line.receive(this.#buffer + this.#stop, RECEIVE_BYTES - this.#stop);
+    const room = this.#bulk ? this.#headerBytes : RECEIVE_BYTES;
+    this.#line.receive(this.#buffer + this.#stop, room - this.#stop);
   }
 
   #advance(): void {
@@ -355,6 +367,7 @@ export class ScpAgent implements Ear {
       if (this.#stop - this.#start < headerBytes) break;
       const at = this.#buffer + this.#start;
       this.#start += headerBytes;
+      this.#bulk = false;
       if (!this.ready) this.#hearWelcome(at);
       else if (this.#two) this.#hearFrame(at);
       else this.#hearResponse(at);
@@ -476,6 +489,7 @@ export class ScpAgent implements Ear {
     this.#bodyAt = piece.at;
     this.#bodyLeft = bytes;
     this.#bodyCrc = crc;
+    this.#bulk = bytes >= BULK_BYTES_MIN;
     slot.result = bytes;
   }
 

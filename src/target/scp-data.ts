@@ -29,6 +29,8 @@ import { EXTENT_BYTES, EXTENTS_MAX, OP_KIND, ScpSlot } from "./scp-slot.ts";
 
 /** Received at a time; a write's data beyond it goes straight to the command's own buffer. */
 const RECEIVE_BYTES = 16896;
+/** Data of this length on is best received straight into its place, together with the header of what comes next. */
+const BULK_BYTES_MIN = 32 * 1024;
 /** Commands whose data is read with them, both halves of it: a compare-and-write is never larger than this. */
 const COMPARE_BYTES_MAX = 128 * 1024;
 
@@ -78,6 +80,10 @@ export class ScpDataConnection implements Ear {
   #start = 0;
   #end = 0;
   #receiving = false;
+  /** A receive goes straight to `#bodyAt`: so many bytes of it at most, others are behind them. */
+  #directBytes = 0;
+  /** The last command had much data, and so will have the next: only its header is received before its place is known. */
+  #bulk = false;
   /** A command whose data is being received: into its buffer, or nowhere (`#bodyAt` 0). */
   #bodySlot: ScpSlot | undefined;
   #bodyAt = 0;
@@ -143,10 +149,11 @@ export class ScpDataConnection implements Ear {
       this.close("stopped");
       return;
     }
-    if (this.#bodyLeft > 0 && this.#bodyAt !== 0) {
-      this.#bodyAt += count;
-      this.#bodyLeft -= count;
-    } else this.#end += count;
+    const direct = Math.min(count, this.#directBytes);
+    this.#directBytes = 0;
+    this.#bodyAt += direct;
+    this.#bodyLeft -= direct;
+    this.#end += count - direct;
     this.#advance();
   }
 
@@ -180,6 +187,10 @@ export class ScpDataConnection implements Ear {
 
   /* ---- receiving */
 
+  get #headerBytes(): number {
+    return this.#version === Version.TWO ? FRAME.byteLength : ZNREQ.byteLength;
+  }
+
   /** The stages follow each other for as long as one of them gets on. */
   #advance(): void {
     while (!this.#closing && !this.#starved && this.#closeAfter === undefined) {
@@ -192,8 +203,7 @@ export class ScpDataConnection implements Ear {
         continue;
       }
       if (this.#version !== 0 && this.#inFlight >= this.#depth) break;
-      const headerBytes = this.#version === Version.TWO ? FRAME.byteLength : ZNREQ.byteLength;
-      if (this.#end - this.#start < headerBytes) break;
+      if (this.#end - this.#start < this.#headerBytes) break;
       const before = this.#start;
       if (this.#version === 0) this.#takeHello();
       else if (this.#version === Version.ONE) this.#takeRequest();
@@ -207,8 +217,12 @@ export class ScpDataConnection implements Ear {
   #receive(): void {
     if (this.#receiving || this.#closing || this.#starved || this.#closeAfter !== undefined) return;
     if (this.#bodyLeft > 0 && this.#bodyAt !== 0) {
+      // All that was in the buffer is in its place already. Behind it comes the next command.
+      this.#start = this.#end = 0;
       this.#receiving = true;
-      this.line.receive(this.#bodyAt, this.#bodyLeft);
+      this.#directBytes = this.#bodyLeft;
+      const rest = this.#bulk ? this.#headerBytes : RECEIVE_BYTES;
+      this.line.receive(this.#bodyAt, this.#bodyLeft, this.#buffer, rest);
       return;
     }
     if (this.#buffer === 0) {
@@ -224,9 +238,10 @@ export class ScpDataConnection implements Ear {
       this.#end -= this.#start;
       this.#start = 0;
     }
-    if (this.#end === RECEIVE_BYTES) return;
+    const room = this.#bulk && this.#bodyLeft === 0 ? this.#headerBytes : RECEIVE_BYTES;
+    if (this.#end >= room) return;
     this.#receiving = true;
-    this.line.receive(this.#buffer + this.#end, RECEIVE_BYTES - this.#end);
+    this.line.receive(this.#buffer + this.#end, room - this.#end);
   }
 
   /** Moves what has come of a body to where it goes. */
@@ -307,6 +322,7 @@ export class ScpDataConnection implements Ear {
     const slot = this.#slot(ZNREQ.byteLength, data);
     if (slot === undefined) return;
     this.#start += ZNREQ.byteLength;
+    this.#bulk = false;
     slot.code = op;
     slot.tag = message.requestId;
     slot.unit = message.zlun;
@@ -351,6 +367,7 @@ export class ScpDataConnection implements Ear {
     const slot = this.#slot(FRAME.byteLength, room);
     if (slot === undefined) return;
     this.#start += FRAME.byteLength;
+    this.#bulk = false;
     slot.code = op;
     slot.tag = frame.tag;
     slot.unit = frame.unit;
@@ -403,6 +420,7 @@ export class ScpDataConnection implements Ear {
   }
 
   #expectBody(slot: ScpSlot, bytes: number, crc: number, status: Status): void {
+    this.#bulk = bytes >= BULK_BYTES_MIN;
     this.#bodySlot = slot;
     this.#bodyStatus = status;
     this.#bodyAt = status === "ok" ? slot.dataAt : 0;
@@ -497,8 +515,7 @@ export class ScpDataConnection implements Ear {
 
   #sendReady(): void {
     if (this.#sending || this.#closing || this.#ready.length === 0) return;
-    const headerBytes = (slot: ScpSlot) =>
-      slot.code === Op.Z_HELLO || this.#version === Version.ONE ? ZNREQ.byteLength : FRAME.byteLength;
+    const headerBytes = (slot: ScpSlot) => (slot.code === Op.Z_HELLO ? ZNREQ.byteLength : this.#headerBytes);
     const pieces = this.#pieces;
     pieces.clear();
     let count = 0;
