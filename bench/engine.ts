@@ -1,9 +1,9 @@
 /** The engine: snapshots and clones, opening after a crash, memory per block, space under overwriting, scrub. */
 import { mkdirSync, statfsSync } from "node:fs";
 import { join } from "node:path";
+import { call, timed } from "#test/support/admin";
 import { run, sleep } from "#test/support/program";
 import { GIB, KIB, MIB, smallFileSystem } from "#test/support/temp";
-import { call, timed } from "./admin.ts";
 import { residentBytes } from "./cpu.ts";
 import { everyOnce, generate, scattered } from "./load.ts";
 import type { Context } from "./main.ts";

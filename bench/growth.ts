@@ -1,8 +1,8 @@
 /** What it costs to grow: more volumes, more connections, more that is mapped. Each point against the best of its row. */
 import { fileURLToPath } from "node:url";
+import { call, timed } from "#test/support/admin";
 import { run } from "#test/support/program";
 import { GIB, KIB, MIB } from "#test/support/temp";
-import { call, timed } from "./admin.ts";
 import { residentBytes } from "./cpu.ts";
 import { everyOnce, generate, scattered } from "./load.ts";
 import type { Context } from "./main.ts";

@@ -4,10 +4,10 @@
  * and does both with header and data digests.
  */
 import { join } from "node:path";
+import { call, timed } from "#test/support/admin";
 import { run } from "#test/support/program";
 import { GIB, KIB, MIB } from "#test/support/temp";
 import { Tgt } from "#test/support/tgt";
-import { call, timed } from "./admin.ts";
 import { cpuMs, residentBytes } from "./cpu.ts";
 import { type IscsiLoad, IscsiSessions, type IscsiTarget, type IscsiUser } from "./iscsi-load.ts";
 import { scattered } from "./load.ts";

@@ -1,9 +1,9 @@
 /** The server as a process: how fast it is there, what it takes when nobody asks for anything. */
 import { rmSync } from "node:fs";
+import { call } from "#test/support/admin";
 import { Program, sleep, until } from "#test/support/program";
 import { ASHLAR } from "#test/support/server";
 import { freePort, MIB } from "#test/support/temp";
-import { call } from "./admin.ts";
 import { cpuMs, residentBytes } from "./cpu.ts";
 import type { Context } from "./main.ts";
 import { formatCount, median } from "./statistics.ts";

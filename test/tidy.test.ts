@@ -30,7 +30,16 @@ const LAYERS: Readonly<Record<string, readonly string[]>> = {
   initiator: ["base", "env/env", "env/story-line", "device", "wire", "proto"],
   lane: ["base", "env", "device", "wire", "proto", "store", "scsi", "target", "initiator"],
   library: ["base", "env", "device", "wire", "proto", "target", "initiator"],
-  admin: ["base", "env/env", "env/flock", "env/libc", "store/drive-set", "store/drive-space", "lane"],
+  admin: [
+    "base",
+    "env/env",
+    "env/uring/remains",
+    "env/flock",
+    "env/libc",
+    "store/drive-set",
+    "store/drive-space",
+    "lane",
+  ],
   attach: ["base", "env", "device", "wire", "proto", "target", "initiator", "library"],
   cli: ["attach", "base", "env", "device", "proto", "initiator", "library", "target", "wire", "admin", "lane"],
 };

@@ -4,7 +4,8 @@
  */
 import { Worker } from "node:worker_threads";
 import { Refusal } from "#base/refusal";
-import type { FromLane, LaneCall, LaneCalls, LaneStart, ToLane } from "#lane/messages";
+import { closeSocket, Remains } from "#env/uring/remains";
+import type { FromLane, LaneCall, LaneCalls, LaneStart, LaneThreadStart, ToLane } from "#lane/messages";
 
 /** The JavaScript heap of a lane; buffers and maps lie outside it. */
 const LANE_HEAP_MIB_MAX = 2048;
@@ -28,6 +29,7 @@ export class LaneHandle {
   readonly #worker: Worker;
   readonly #waiting = new Map<number, Waiting>();
   readonly #listener: LaneListener;
+  readonly #remains = new Remains();
   #lastId = 0;
   #reason = "";
   #stopping = false;
@@ -40,7 +42,7 @@ export class LaneHandle {
     this.start = start;
     this.#listener = listener;
     this.#worker = new Worker(program, {
-      workerData: start,
+      workerData: { ...start, remains: this.#remains.shared } satisfies LaneThreadStart,
       name: `lane ${start.index}`,
       resourceLimits: { maxOldGenerationSizeMb: LANE_HEAP_MIB_MAX, maxYoungGenerationSizeMb: LANE_NURSERY_MIB },
     });
@@ -55,6 +57,7 @@ export class LaneHandle {
         this.#reason ||= error.stack ?? String(error);
       });
       this.#worker.on("exit", (code) => {
+        this.#remains.clear();
         this.#die(this.#reason || `its thread ended with code ${code}`);
         reject(new Refusal("unreachable", `Lane ${this.index} did not start: ${this.#reason}`));
       });
@@ -71,7 +74,23 @@ export class LaneHandle {
     });
   }
 
-  /** Ends the thread without ceremony. What it had acknowledged is in its log. */
+  /** Gives it a connection of another lane; one that it does not take is closed, and its host comes again. */
+  handOver(given: LaneCalls["front.resume"]["given"]): void {
+    if (this.state === "dead") return closeSocket(given.fd);
+    // On its list before it is its own: whatever becomes of the lane, the descriptor is closed once.
+    this.#remains.add(given.fd);
+    this.call("front.resume", given).catch(() => {
+      if (this.#remains.remove(given.fd)) closeSocket(given.fd);
+    });
+  }
+
+  /** Ends the thread as if it had died by itself, whatever it is doing. It is replaced. */
+  kill(): void {
+    this.#reason ||= "it was ended from outside";
+    void this.#worker.terminate();
+  }
+
+  /** Ends the thread without ceremony, for good. What it had acknowledged is in its log. */
   async terminate(): Promise<void> {
     this.#stopping = true;
     await this.#worker.terminate();

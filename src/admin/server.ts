@@ -2,7 +2,7 @@
  * A server: its data directory, lanes, registry, fronts and API, started in the order in which they need each other and
  * drained in the reverse one. `bin/ashlar.ts` makes one; tests make theirs in their own process or with the command.
  */
-import { chmodSync, closeSync } from "node:fs";
+import { chmodSync } from "node:fs";
 import type { Server as HttpServer } from "node:http";
 import { availableParallelism, networkInterfaces } from "node:os";
 import { Refusal } from "#base/refusal";
@@ -182,11 +182,15 @@ export class Server {
     });
   }
 
-  /** Ends a lane as a mistake in it would. @throws Refusal not-found */
-  restartLane(index: number): void {
+  /**
+   * Ends a lane as a mistake in it would; with `force` from outside, which it need not notice.
+   * @throws Refusal not-found
+   */
+  restartLane(index: number, force: boolean): void {
     if (index >= this.lanes.count)
       throw new Refusal("not-found", `There is no lane ${index}`, `Lanes are 0 to ${this.lanes.count - 1}.`);
-    this.lanes.call(index, "fail", undefined).catch(ignoreDeath);
+    if (force) this.lanes.handle(index).kill();
+    else this.lanes.call(index, "fail", undefined).catch(ignoreDeath);
   }
 
   /** Refuses what takes space while there is almost none. @throws Refusal full */
@@ -278,7 +282,9 @@ export class Server {
   async #listen(): Promise<void> {
     const before = new Map(this.fronts.splice(0).map(({ name, address }) => [name, address]));
     for (const [name, { address, more, requireTls }] of Object.entries(this.settings.fronts)) {
-      const at = await this.#listenAt(name, before.get(name) ?? address);
+      // A socket that the process was given stays with it where the ring listens.
+      const isGiven = "fd" in address && this.env.name === "uring";
+      const at = await this.#listenAt(name, isGiven ? address : (before.get(name) ?? address));
       for (const other of more) await this.#listenAt(name, other);
       const offered = FRONTS[name]?.tls === true && (this.#tls !== undefined || FRONTS[name].hasSecrets === true);
       this.fronts.push({ name, address: at, tls: requireTls ? "required" : offered ? "offered" : "off" });
@@ -354,7 +360,7 @@ export class Server {
         break;
       case "hand-over": {
         const { type: _, lane: to, ...given } = message;
-        this.lanes.call(to, "front.resume", given).catch(() => closeDescriptor(message.fd));
+        this.lanes.handle(to).handOver(given);
         break;
       }
       case "wish":
@@ -449,15 +455,6 @@ function laneStarts(settings: Settings, env: EnvChoice): LaneStart[] {
     // NBD always: the command line and other lanes use it.
     fronts: [...new Set(["nbd", ...Object.keys(settings.fronts)])],
   }));
-}
-
-/** The connection's next lane is gone before it could take it: the host sees it end, and comes again. */
-function closeDescriptor(fd: number): void {
-  try {
-    closeSync(fd);
-  } catch {
-    // It was closed with the lane.
-  }
 }
 
 /** A lane that died meanwhile is replaced, and then told everything. */

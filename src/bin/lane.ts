@@ -2,17 +2,18 @@
 import { parentPort, workerData } from "node:worker_threads";
 import type { Log } from "#env/env";
 import { makeEnv } from "#env/make-env";
+import { Remains } from "#env/uring/remains";
 import { loadFronts } from "#lane/fronts";
 import { Lane } from "#lane/lane";
-import type { FromLane, LaneStart, LogLevel, ToLane } from "#lane/messages";
+import type { FromLane, LaneThreadStart, LogLevel, ToLane } from "#lane/messages";
 
 const port = parentPort!;
-const { env: kind, memoryBytes, fronts } = workerData as LaneStart;
+const { env: kind, memoryBytes, fronts, remains } = workerData as LaneThreadStart;
 const tell = (message: FromLane): void => port.postMessage(message);
 const say = (level: LogLevel) => (fields: object, message: string) => tell({ type: "log", level, fields, message });
 const log: Log = { debug: say("debug"), info: say("info"), warn: say("warn"), error: say("error") };
 
-const env = makeEnv(kind, { memoryBytes, log });
+const env = makeEnv(kind, { memoryBytes, log, remains: new Remains(remains) });
 
 // A mistake in the lane ends the lane, not the server: what it holds is in its log, and a new lane opens it again. The
 // Env is closed first, so that the kernel is done with the memory, and hosts see their connections end.

@@ -465,12 +465,13 @@ export class NbdClient implements BlockDevice {
 
   get #hasUnflushed(): boolean {
     // Once writes were lost, nothing is owed any more: nothing is promised again.
-    if (this.#isPoisoned || !this.#has(Flag.SEND_FLUSH)) return false;
+    if (this.#isPoisoned || this.#options.unflushed === "trust" || !this.#has(Flag.SEND_FLUSH)) return false;
     return this.#options.unflushed === "replay" ? this.#unflushed.count > 0 : this.#acknowledged > this.#flushed;
   }
 
   /** Something is unflushed, or may turn out to be: an answer that is under way may have been given long ago. */
   get #hasDebts(): boolean {
+    if (this.#options.unflushed === "trust") return false;
     return this.#hasUnflushed || (this.#changing.length > 0 && !this.#isPoisoned && this.#has(Flag.SEND_FLUSH));
   }
 

@@ -14,8 +14,12 @@ export interface NbdClientOptions {
   readonly giveUpMs?: Millis;
   /** A connection that says nothing for so long while it owes answers is dropped. Default 30 s. */
   readonly silenceMs?: Millis;
-  /** What becomes of writes that a restarted server may have lost. "replay" is for volumes with one writer. */
-  readonly unflushed?: "replay" | "fail";
+  /**
+   * What becomes of writes that a restarted server may have lost. "replay" is for volumes with one writer: with more of
+   * them it may put an old write in the place of somebody's newer one. "trust": this server loses nothing when it is
+   * restarted, so there is nothing to do.
+   */
+  readonly unflushed?: "replay" | "fail" | "trust";
   /** Memory for what "replay" keeps; when half of it is used, the client flushes. Default 32 MiB, at least 1 MiB. */
   readonly replayBytes?: Bytes;
   /** Refuse writes, whatever the server allows. */

@@ -25,6 +25,12 @@ export interface LaneStart {
   readonly fronts: readonly string[];
 }
 
+/** `LaneStart`, with what each new thread of a lane gets anew. */
+export interface LaneThreadStart extends LaneStart {
+  /** The list of what it has open, for whoever survives it: see `Remains`. */
+  readonly remains: SharedArrayBuffer;
+}
+
 /** A version set as the control plane knows it. */
 export interface SetFacts {
   /** As in its log, and as its directory is called. */

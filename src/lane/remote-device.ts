@@ -13,7 +13,7 @@ import type { PlacedVersion } from "./messages.ts";
 import type { Wishes } from "./wishes.ts";
 
 const CONNECTIONS = 2;
-const REPLAY_BYTES = 4 * MIB;
+const ATOMIC_BYTES_MAX = MIB;
 /** While a lane is replaced, operations wait so long for it. */
 const GIVE_UP_MS: Millis = 30_000;
 
@@ -46,7 +46,7 @@ export class RemoteDevice implements BlockDevice {
     this.blockSize = facts.blockSize;
     this.preferredBlockSize = facts.preferredBlockSize;
     this.readOnly = facts.kind === "snapshot";
-    this.atomicWriteBytes = Math.min(facts.atomicWriteBytes, REPLAY_BYTES / 4);
+    this.atomicWriteBytes = Math.min(facts.atomicWriteBytes, ATOMIC_BYTES_MAX);
     this.#size = facts.size;
   }
 
@@ -117,7 +117,9 @@ export class RemoteDevice implements BlockDevice {
 
   #openWith(client: typeof NbdClient): void {
     const target = { address: this.#address, exportName: this.#name, tls: undefined };
-    const options = { connections: CONNECTIONS, replayBytes: REPLAY_BYTES, giveUpMs: GIVE_UP_MS, waitMs: GIVE_UP_MS };
+    // A lane that dies leaves what it has acknowledged in the page cache. To write it again would be wrong: other hosts
+    // may have written something newer there, past this lane.
+    const options = { unflushed: "trust", connections: CONNECTIONS, giveUpMs: GIVE_UP_MS, waitMs: GIVE_UP_MS } as const;
     start(
       client.open(this.#env, target, options),
       (opened) => this.#onOpened(opened),

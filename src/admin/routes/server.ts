@@ -25,8 +25,8 @@ export function serverHandlers(server: Server, contracts: () => Promise<Routes>)
         reply.map((one) => ({ ...one, lane, since: new Date(one.since).toISOString() })),
       );
     },
-    "POST /v1/lanes/{index}/restart": ({ params }) => {
-      server.restartLane(Number(params.index));
+    "POST /v1/lanes/{index}/restart": ({ params, body }) => {
+      server.restartLane(Number(params.index), body.force);
       return {};
     },
     "GET /v1/events": () => new RawReply((response, request) => eventStream(server.events, request, response)),

@@ -131,7 +131,9 @@ export const serverRoutes = {
   "POST /v1/lanes/{index}/restart": route({
     summary: "End a lane as a mistake in it would, and replace it; its hosts reconnect",
     params: z.object({ index: z.string().regex(/^\d+$/) }),
-    body: z.strictObject({}),
+    body: z.strictObject({
+      force: z.boolean().default(false).meta({ description: "End its thread from outside, for a lane that hangs" }),
+    }),
     reply: z.object({}),
     status: 202,
   }),

@@ -88,9 +88,10 @@ function addLaneCommands(program: Command): void {
   lane
     .command("restart <index>")
     .description("end a lane and replace it; its volumes are opened again, its hosts reconnect")
-    .action(async (index: string, _options: object, command: Command) => {
+    .option("--force", "end its thread from outside, for a lane that hangs")
+    .action(async (index: string, { force = false }: { force?: boolean }, command: Command) => {
       const context = new Context(command);
-      await context.api.call("POST /v1/lanes/{index}/restart", { params: { index }, body: {} });
+      await context.api.call("POST /v1/lanes/{index}/restart", { params: { index }, body: { force } });
       context.show(
         { restarted: Number(index) },
         () => `lane ${index}: restarting; \`ashlar status\` shows when it is back`,

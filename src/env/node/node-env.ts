@@ -2,6 +2,7 @@
 import { Memory } from "#base/memory";
 import type { Bytes } from "#base/units";
 import type { Env, Log } from "../env.ts";
+import type { Remains } from "../uring/remains.ts";
 import { NodeClock } from "./node-clock.ts";
 import { NodeDisk } from "./node-disk.ts";
 import { NodeNet } from "./node-net.ts";
@@ -12,6 +13,8 @@ export interface RealEnvOptions {
   /** The data plane's memory of this Env. */
   readonly memoryBytes: Bytes;
   readonly log: Log;
+  /** Where an Env that goes past Node lists what it has open, for whoever survives its thread. */
+  readonly remains?: Remains | undefined;
 }
 
 export class NodeEnv implements Env {

@@ -8,6 +8,7 @@ import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { Socket } from "node:net";
 import { MSG_NOSIGNAL, OP, SQE_IO_LINK } from "./abi.ts";
 import { loadNative } from "./native.ts";
+import type { Remains } from "./remains.ts";
 import { type Request, Ring } from "./ring.ts";
 
 /** The epoll descriptor that watches `fd`, by what the kernel tells about each of them. */
@@ -36,7 +37,8 @@ function readlinkOf(fd: string): string {
 }
 
 export class Bell {
-  readonly #ring = new Ring({ entries: 4, completions: 8, defer: false });
+  readonly #ring: Ring;
+  readonly #remains: Remains;
   readonly #eventfd: number;
   readonly #far: number;
   readonly #socket: Socket;
@@ -51,16 +53,20 @@ export class Bell {
   #keepsAlive = false;
 
   /** @param woken called in a turn of Node's loop of its own. */
-  constructor(watched: Ring, woken: () => void) {
+  constructor(watched: Ring, remains: Remains, woken: () => void) {
     const native = loadNative();
     if ("missing" in native) throw new Error(native.missing);
     this.#bytesAt = native.address(this.#bytes);
+    this.#remains = remains;
+    this.#ring = new Ring({ entries: 4, completions: 8, defer: false }, remains);
     this.#eventfd = native.eventfd();
+    remains.add(this.#eventfd);
     watched.registerEventfd(this.#eventfd);
     this.#ring.register(this.#read);
     this.#ring.register(this.#send);
     const [near, far] = native.pair();
     this.#far = far;
+    remains.add(far);
     const ring = (): boolean => {
       this.#ring.reap();
       this.#armed = false;
@@ -104,7 +110,9 @@ export class Bell {
     this.#socket.destroy();
     const native = loadNative();
     if ("missing" in native) return;
-    native.close(this.#far);
-    native.close(this.#eventfd);
+    for (const fd of [this.#far, this.#eventfd]) {
+      this.#remains.remove(fd);
+      native.close(fd);
+    }
   }
 }

@@ -3,6 +3,7 @@ import type { Memory, Pieces } from "#base/memory";
 import { MIB } from "#base/units";
 import { Promptness, READ_SLOW_MS, WRITE_SLOW_MS } from "../promptness.ts";
 import { loadNative, type Native } from "./native.ts";
+import type { Remains } from "./remains.ts";
 import { Ring } from "./ring.ts";
 import { UringTurn } from "./uring-turn.ts";
 
@@ -21,20 +22,22 @@ export class UringCore {
   readonly ring: Ring;
   readonly turn: UringTurn;
   readonly memory: Memory;
+  readonly remains: Remains;
   /** The address of position 0 of the memory, which is fixed and never moves; pinned by `memory`. */
   readonly base: number;
   readonly reads = new Promptness(READ_SLOW_MS);
   readonly writes = new Promptness(WRITE_SLOW_MS);
 
-  constructor(memory: Memory) {
+  constructor(memory: Memory, remains: Remains) {
     const native = loadNative();
     if ("missing" in native) throw new Error(native.missing);
     this.native = native;
     this.memory = memory;
+    this.remains = remains;
     this.base = native.address(memory.bytes);
     native.preferHugePages(this.base + SMALL_PAGES_BYTES, Math.max(0, memory.size - SMALL_PAGES_BYTES));
-    this.ring = new Ring({ entries: SUBMISSIONS, completions: COMPLETIONS, defer: true });
-    this.turn = new UringTurn(this.ring, native.preemptions);
+    this.ring = new Ring({ entries: SUBMISSIONS, completions: COMPLETIONS, defer: true }, remains);
+    this.turn = new UringTurn(this.ring, remains, native.preemptions);
   }
 
   /** Writes iovecs from `first` on for what follows the first `skip` bytes of `pieces`; returns how many. */
@@ -52,8 +55,16 @@ export class UringCore {
     return index - first;
   }
 
+  /** Closes a descriptor of the list. */
+  closeFd(fd: number): void {
+    this.remains.remove(fd);
+    this.native.close(fd);
+  }
+
   close(): void {
     this.ring.close();
     this.turn.close();
+    // Lines and listeners that are still open are no use to anybody.
+    this.remains.endAll((fd) => this.native.close(fd));
   }
 }

@@ -7,6 +7,7 @@ import { koffi } from "../libc.ts";
 
 /** A mapping, until `unmap`. Using its bytes after that would end the process: owners drop their views first. */
 export interface Mapping {
+  readonly at: number;
   readonly bytes: ArrayBuffer;
   unmap(): void;
 }
@@ -21,6 +22,8 @@ export interface Native {
   read(fd: number, at: number, length: number, position: number): number;
   register(ring: number, what: number, arg: Uint8Array, count: number): number;
   map(fd: number, length: number, offset: number): Mapping;
+  /** munmap(2), for what another thread has left. */
+  unmap(at: number, length: number): void;
   /** Where the first byte of a fixed buffer lies. It must be referenced for as long as the kernel may use it. */
   address(of: Uint8Array): number;
   socket(domain: number, type: number): number;
@@ -36,6 +39,8 @@ export interface Native {
   eventfd(): number;
   /** Two connected stream sockets. */
   pair(): [number, number];
+  /** Ends both directions of a socket, or a listener, at once. */
+  shutdown(fd: number): number;
   close(fd: number): number;
   /** madvise(2): asks for huge pages from `at` on. A hint: where the kernel has none, nothing changes. */
   preferHugePages(at: number, length: number): number;
@@ -83,6 +88,7 @@ function load(): Native | { readonly missing: string } {
   const madvise = libc.func("int madvise(intptr_t, size_t, int)");
   const socketpair = libc.func("int socketpair(int, int, int, _Out_ int32_t *)");
   const eventfd = libc.func("int eventfd(uint32_t, int)");
+  const shutdown = libc.func("int shutdown(int, int)");
   const getrusage = libc.func("int getrusage(int, _Inout_ uint8_t *)");
   const usage = new Uint8Array(RUSAGE_BYTES);
   const usageView = new DataView(usage.buffer);
@@ -114,8 +120,9 @@ function load(): Native | { readonly missing: string } {
       // PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE
       const at = mmap(0, length, 3, 0x8001, fd, offset);
       if (at === -1) throw new Error(`mmap: ${errorName(ffi.errno())}`);
-      return { bytes: ffi.view(BigInt(at), length), unmap: () => void munmap(at, length) };
+      return { at, bytes: ffi.view(BigInt(at), length), unmap: () => void munmap(at, length) };
     },
+    unmap: (at, length) => void munmap(at, length),
     address: (of) => Number(ffi.address(of)),
     socket: checked((domain: number, type: number) => socket(domain, type, 0)),
     bind: checked(libc.func("int bind(int, _In_ uint8_t *, uint32_t)")),
@@ -153,6 +160,7 @@ function load(): Native | { readonly missing: string } {
       getrusage(1, usage);
       return usageView.getInt32(RUSAGE_NIVCSW, true);
     },
+    shutdown: (fd) => shutdown(fd, 2),
     close: checked(libc.func("int close(int)")),
   };
 }

@@ -30,6 +30,7 @@ import {
   TIMESPEC,
 } from "./abi.ts";
 import { errorName, loadNative, type Mapping, type Native } from "./native.ts";
+import type { Remains } from "./remains.ts";
 
 /** What waits for a completion. */
 export interface Request {
@@ -74,6 +75,7 @@ export class Ring {
   /** Calls of `enter` so far, for the tests and the meter. */
   enters = 0;
   readonly #native: Native;
+  readonly #remains: Remains;
   readonly #requests: (Request | undefined)[] = [];
   readonly #freeIndexes: number[] = [];
   readonly #rings: Mapping;
@@ -105,12 +107,14 @@ export class Ring {
   #iovecs = 0;
   #messages = 0;
 
-  constructor(options: RingOptions) {
+  constructor(options: RingOptions, remains: Remains) {
     const native = loadNative();
     if ("missing" in native) throw new Error(native.missing);
     this.#native = native;
+    this.#remains = remains;
     const { fd, params } = setUp(native, options);
     this.fd = fd;
+    remains.add(fd);
     this.flags = params.getUint32(PARAMS.flags, true);
     const word = (field: keyof typeof PARAMS): number => params.getUint32(PARAMS[field], true) / 4;
     const entries = params.getUint32(PARAMS.sq_entries, true);
@@ -121,6 +125,8 @@ export class Ring {
     );
     this.#rings = native.map(fd, ringBytes, OFFSETS.SQ_RING);
     this.#sqeMap = native.map(fd, entries * SQE_WORDS * 4, OFFSETS.SQES);
+    remains.addMapping(this.#rings.at, this.#rings.bytes.byteLength);
+    remains.addMapping(this.#sqeMap.at, this.#sqeMap.bytes.byteLength);
     this.#words = new Uint32Array(this.#rings.bytes, 0, Math.floor(ringBytes / 4));
     this.#sqes = new Uint32Array(this.#sqeMap.bytes);
     this.#sqHead = word("sq_head");
@@ -359,9 +365,12 @@ export class Ring {
     this.#closed = true;
     this.#words = new Uint32Array(0);
     this.#sqes = new Uint32Array(0);
+    this.#remains.remove(this.fd);
     this.#native.close(this.fd);
-    this.#rings.unmap();
-    this.#sqeMap.unmap();
+    for (const mapping of [this.#rings, this.#sqeMap]) {
+      this.#remains.removeMapping(mapping.at);
+      mapping.unmap();
+    }
   }
 }
 

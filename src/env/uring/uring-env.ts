@@ -5,6 +5,7 @@ import { NodeClock } from "../node/node-clock.ts";
 import type { RealEnvOptions } from "../node/node-env.ts";
 import { NodeRandom } from "../node/node-random.ts";
 import { UringCore } from "./core.ts";
+import { Remains } from "./remains.ts";
 import { UringDisk } from "./uring-disk.ts";
 import { UringNet } from "./uring-net.ts";
 import type { UringTurn } from "./uring-turn.ts";
@@ -24,7 +25,7 @@ export class UringEnv implements Env {
   constructor(options: RealEnvOptions) {
     this.memory = new Memory(options.memoryBytes);
     this.log = options.log;
-    this.#core = new UringCore(this.memory);
+    this.#core = new UringCore(this.memory, options.remains ?? new Remains());
     this.turn = this.#core.turn;
     this.net = new UringNet(this.#core, this.clock);
     this.disk = new UringDisk(this.#core);
@@ -43,6 +44,5 @@ export class UringEnv implements Env {
   /** Ends what is still in flight, waits for the kernel to let go of the memory, and tells nobody. */
   close(): void {
     this.#core.close();
-    this.net.close();
   }
 }

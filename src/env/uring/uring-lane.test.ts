@@ -1,11 +1,13 @@
 /** What lanes need of the Env: connections that change hands, sleep that everything can end, and threads. */
 import assert from "node:assert/strict";
 import { once } from "node:events";
+import { readdirSync } from "node:fs";
 import { describe, test } from "node:test";
 import { Worker } from "node:worker_threads";
 import { perform, promiseOf, type Task } from "#base/task";
 import { connected, good, pause, Talk } from "#test/contract/env-ground";
 import { realGround } from "#test/contract/env-real";
+import { Remains } from "./remains.ts";
 import { UringEnv } from "./uring-env.ts";
 
 const make = () => realGround((options) => new UringEnv(options));
@@ -81,11 +83,13 @@ test("a lane that sleeps makes no system calls, and whatever comes wakes it", as
 
 describe("in a worker thread", () => {
   const code = (body: string): string => `
-    const { parentPort } = require("node:worker_threads");
+    const { parentPort, workerData } = require("node:worker_threads");
     (async () => {
       const { UringEnv } = await import(${JSON.stringify(new URL("./uring-env.js", import.meta.url).href)});
+      const { Remains } = await import(${JSON.stringify(new URL("./remains.js", import.meta.url).href)});
+      const remains = workerData instanceof SharedArrayBuffer ? new Remains(workerData) : undefined;
       const log = { debug() {}, info() {}, warn() {}, error() {} };
-      const env = new UringEnv({ memoryBytes: 4 << 20, log });
+      const env = new UringEnv({ memoryBytes: 4 << 20, log, remains });
       const effect = (run) => new Promise((resolve) => run(resolve));
       ${body}
     })();
@@ -133,15 +137,40 @@ describe("in a worker thread", () => {
     assert.deepEqual(await once(worker, "exit"), [0]);
   });
 
-  test("a thread that ends without closing its Env does no harm", async () => {
+  test("what a thread leaves behind when it is ended from outside is cleared away by whoever survives it", async () => {
+    const open = (): number => readdirSync("/proc/self/fd").length;
+    const remains = new Remains();
+    // libuv keeps one descriptor in reserve, which it opens with a thread's first stream.
+    await make().close();
+    const before = open();
     const worker = new Worker(
       code(`
-        await effect(env.net.listen({ host: "127.0.0.1", port: 0 }, () => {}));
-        parentPort.postMessage("up");
+        const accept = (line) => {
+          line.ear = { onReceived() {}, onSent() {}, onClosed() {} };
+          line.receive(env.memory.allocate(512), 512);
+          parentPort.postMessage("accepted");
+        };
+        parentPort.postMessage((await effect(env.net.listen({ host: "127.0.0.1", port: 0 }, accept))).address);
       `),
-      { eval: true },
+      { eval: true, workerData: remains.shared },
     );
-    await once(worker, "message");
-    await worker.terminate();
+    const [address] = await once(worker, "message");
+    const accepted = once(worker, "message");
+    const ground = make();
+    const talk = function* (): Task<void> {
+      const near = new Talk(ground.env, good(yield* perform(ground.env.net.dial(address))));
+      yield* perform<void>((resume) => void accepted.then(() => resume()));
+      yield* perform<void>((resume) => void worker.terminate().then(() => resume()));
+      remains.clear();
+      // The host sees the end at once, and the port is free.
+      assert.ok((yield* perform(near.receive())) <= 0);
+      yield* near.close();
+      const again = good(yield* perform(ground.env.net.listen(address, () => {})));
+      again.close();
+      yield* perform(pause(ground.env, 2));
+    };
+    await promiseOf(talk());
+    await ground.close();
+    assert.ok(open() <= before, `${open()} descriptors are open, and ${before} were`);
   });
 });

@@ -14,7 +14,6 @@ export class UringLine implements Line {
   ear!: Ear;
   readonly peer: Peer;
   readonly #core: UringCore;
-  readonly #lines: Set<UringLine>;
   readonly #receive: Request;
   readonly #send: Request;
   #fd: number;
@@ -30,16 +29,15 @@ export class UringLine implements Line {
   #closing = false;
   #end: LineEnd = "stopped";
 
-  constructor(core: UringCore, lines: Set<UringLine>, fd: number, peer: Peer) {
+  constructor(core: UringCore, fd: number, peer: Peer) {
     this.#core = core;
-    this.#lines = lines;
     this.#fd = fd;
     this.peer = peer;
     this.#receive = { index: 0, complete: (result) => this.#onReceived(result) };
     this.#send = { index: 0, complete: (result) => this.#onSent(result) };
+    core.remains.add(fd);
     core.ring.register(this.#receive);
     core.ring.register(this.#send);
-    lines.add(this);
   }
 
   receive(at: number, length: number, restAt = 0, restLength = 0): void {
@@ -64,12 +62,8 @@ export class UringLine implements Line {
   detach(): number {
     if (this.#receiving || this.#sending || this.#closing) throw new Error("a line in use cannot be handed over");
     this.#release();
+    this.#core.remains.remove(this.#fd);
     return this.#fd;
-  }
-
-  /** For the end of the Env, when the ring is gone. */
-  abandon(): void {
-    this.#core.native.close(this.#fd);
   }
 
   #submitReceive(): void {
@@ -148,6 +142,7 @@ export class UringLine implements Line {
     this.#sending = true;
     const fd = this.#fd;
     this.#fd = -1;
+    this.#core.remains.remove(fd);
     this.#core.ring.prepare(this.#send, OP.CLOSE, fd, 0, 0, 0, 0);
   }
 
@@ -159,6 +154,5 @@ export class UringLine implements Line {
   #release(): void {
     this.#core.ring.release(this.#receive);
     this.#core.ring.release(this.#send);
-    this.#lines.delete(this);
   }
 }

@@ -39,12 +39,10 @@ export class UringNet implements Net {
   readonly datagrams = openDatagrams;
   readonly handover: Handover = {
     detach: (line) => (line instanceof UringLine ? { fd: line.detach(), peer: line.peer } : undefined),
-    adopt: (fd, peer) => new UringLine(this.#core, this.#lines, fd, peer),
+    adopt: (fd, peer) => new UringLine(this.#core, fd, peer),
   };
   readonly #core: UringCore;
   readonly #clock: Clock;
-  readonly #lines = new Set<UringLine>();
-  readonly #listeners = new Set<UringListener>();
 
   constructor(core: UringCore, clock: Clock) {
     this.#core = core;
@@ -53,11 +51,9 @@ export class UringNet implements Net {
 
   listen(at: Address, accept: (line: Line) => void): Effect<Listener | NetError> {
     return (resume) => {
-      const open = (fd: number, unlinkPath?: string): void => {
-        const listener = new UringListener(this.#core, this.#clock, this.#listeners, fd, unlinkPath, (accepted, peer) =>
-          accept(this.handover.adopt(accepted, peer)),
-        );
-        resume(listener);
+      const open = (fd: number, unlinkPath?: string, isOurs = true): void => {
+        const onAccepted = (accepted: number, peer: Peer) => accept(this.handover.adopt(accepted, peer));
+        resume(new UringListener(this.#core, this.#clock, { fd, isOurs, unlinkPath }, onAccepted));
       };
       const refuse = (error: unknown): void => resume(netError(error));
       const listenAt = (name: SocketName, retry: boolean): void => {
@@ -75,7 +71,8 @@ export class UringNet implements Net {
           return resume({ fault: "bad-address", detail: `descriptor ${at.fd} is not a listening socket` });
         // The ring waits by itself; a descriptor that does not block would make it give up instead.
         native.setBlocking(at.fd, true);
-        open(at.fd);
+        // It was given to the process, which may listen on it again.
+        open(at.fd, undefined, false);
       } else if ("path" in at) {
         const name = encodePath(at.path);
         if (name === undefined) resume({ fault: "bad-address", detail: `"${at.path}" is too long for a Unix socket` });
@@ -115,12 +112,6 @@ export class UringNet implements Net {
         tls,
       )((secured) => resume(isNetError(secured) ? secured : new NodeLine(memory, secured.socket, secured.name)));
     };
-  }
-
-  /** The ring is closed: whatever is still open is no use to anybody. */
-  close(): void {
-    for (const line of this.#lines) line.abandon();
-    for (const listener of this.#listeners) listener.abandon();
   }
 
   /** @throws like Node's own calls: an error with a code. */
@@ -166,8 +157,8 @@ class UringListener implements Listener, Request {
   readonly address: Address;
   index = 0;
   readonly #core: UringCore;
-  readonly #listeners: Set<UringListener>;
   readonly #fd: number;
+  readonly #isOurs: boolean;
   readonly #unlinkPath: string | undefined;
   readonly #accepted: (fd: number, peer: Peer) => void;
   readonly #retry: Alarm;
@@ -180,14 +171,13 @@ class UringListener implements Listener, Request {
   constructor(
     core: UringCore,
     clock: Clock,
-    listeners: Set<UringListener>,
-    fd: number,
-    unlinkPath: string | undefined,
+    { fd, isOurs, unlinkPath }: { fd: number; isOurs: boolean; unlinkPath: string | undefined },
     accepted: (fd: number, peer: Peer) => void,
   ) {
     this.#core = core;
-    this.#listeners = listeners;
     this.#fd = fd;
+    this.#isOurs = isOurs;
+    if (isOurs) core.remains.add(fd);
     this.#unlinkPath = unlinkPath;
     this.#accepted = accepted;
     this.#nameAt = core.native.address(this.#name);
@@ -195,7 +185,6 @@ class UringListener implements Listener, Request {
     this.address = own.host === "" ? { path: own.path } : { host: own.host, port: own.port };
     this.#retry = clock.alarm(() => this.#accept());
     core.ring.register(this);
-    listeners.add(this);
     this.#accept();
   }
 
@@ -234,11 +223,6 @@ class UringListener implements Listener, Request {
     } else this.#release();
   }
 
-  /** For the end of the Env, when the ring is gone. */
-  abandon(): void {
-    this.#core.native.close(this.#fd);
-  }
-
   #accept(): void {
     if (this.#closed) return;
     this.#accepting = true;
@@ -250,9 +234,8 @@ class UringListener implements Listener, Request {
   }
 
   #release(): void {
-    this.#core.native.close(this.#fd);
+    if (this.#isOurs) this.#core.closeFd(this.#fd);
     this.#core.ring.release(this);
-    this.#listeners.delete(this);
   }
 }
 
@@ -301,7 +284,7 @@ class Dial implements Request {
       this.#finish({ fd, peer: { host, port, localHost: own.host, localPort: own.port, tlsName: "" } });
       return;
     }
-    this.#core.native.close(this.#fd);
+    this.#core.closeFd(this.#fd);
     this.#fd = -1;
     if (this.#timedOut) this.#finish(this.#timeout());
     else this.#next(netError(systemError("connect", -result)));
@@ -315,6 +298,7 @@ class Dial implements Request {
       const refused = fd < 0 ? netError(systemError("socket", -fd)) : this.#prepareSocket(fd, this.#name);
       if (refused === undefined) {
         this.#fd = fd;
+        this.#core.remains.add(fd);
         ring.prepare(this, OP.CONNECT, fd, native.address(bytes), 0, length, 0);
         turn.kick();
         return;

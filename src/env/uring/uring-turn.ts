@@ -14,6 +14,7 @@ import type { Soon, Turn } from "../env.ts";
 import { OP, POLLIN } from "./abi.ts";
 import { Bell } from "./bell.ts";
 import { LOOK_MS, Lookout } from "./lookout.ts";
+import type { Remains } from "./remains.ts";
 import type { Request, Ring } from "./ring.ts";
 
 /** How long before Node's loop is let in: the lane's messages, timers and promises wait so long at most. */
@@ -51,10 +52,10 @@ export class UringTurn implements Turn {
   };
 
   /** @param preemptions how often the processor has been taken from this thread so far. */
-  constructor(ring: Ring, preemptions: () => number) {
+  constructor(ring: Ring, remains: Remains, preemptions: () => number) {
     this.#ring = ring;
     this.#lookout = new Lookout(preemptions);
-    this.#bell = new Bell(ring, () => {
+    this.#bell = new Bell(ring, remains, () => {
       if (!this.#scheduled) this.#turn();
     });
     ring.register(this.#watch);
