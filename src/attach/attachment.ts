@@ -12,7 +12,7 @@ import { type Env, isNetError, type Log } from "#env/env";
 import { connectScp, type ScpConnection, type ScpConnectOptions } from "#library/connect-scp";
 import { OpenExportTable } from "#target/exports";
 import { NbdFront } from "#target/nbd-front";
-import { attachFuse, attachKernel, attachLoop, Undo } from "./programs.ts";
+import { attachFuse, attachKernel, attachLoop, quote, Undo } from "./programs.ts";
 import { type AttachmentFacts, makeFolder, writeFacts } from "./run-folder.ts";
 
 export interface AttachOptions extends Omit<ScpConnectOptions, "env" | "memoryBytes" | "log"> {
@@ -63,7 +63,7 @@ export class Attachment {
     const undo = new Undo();
     const id = `${process.pid}`;
     const folder = makeFolder(id);
-    undo.add(`rm -rf '${folder}'`);
+    undo.add(`rm -rf ${quote(folder)}`);
     try {
       if (connection.units.length === 0) connection.find(options.unit ?? 0);
       const table = new OpenExportTable();
@@ -73,7 +73,7 @@ export class Attachment {
       const front = new NbdFront(env, table);
       const at = await promiseOf(front.listen({ path: socket }));
       if (isNetError(at)) throw new Refusal("unreachable", `Cannot listen on ${socket}: ${at.detail}`);
-      undo.add(`rm -f '${socket}'`);
+      undo.add(`rm -f ${quote(socket)}`);
       const { device, fuse } = await makeDisk(socket, name, folder, options, undo);
       const facts: AttachmentFacts = {
         id,
@@ -214,7 +214,7 @@ async function makeDisk(
   const file = resolve(options.fuse ?? join(folder, "disk"));
   if (!existsSync(file)) {
     writeFileSync(file, "");
-    undo.add(`rm -f '${file}'`);
+    undo.add(`rm -f ${quote(file)}`);
   }
   await attachFuse(socket, name, file, undo);
   const device = options.loop ? await attachLoop(file, undo) : undefined;

@@ -64,7 +64,6 @@ class AgentSlot {
 }
 
 export class ScpAgent implements Ear {
-  readonly id: number;
   readonly port: DataPort;
   readonly serial: number;
   readonly since: Millis;
@@ -110,18 +109,9 @@ export class ScpAgent implements Ear {
   readonly #message = new ZnReq();
   #closing = false;
 
-  constructor(
-    env: Env,
-    line: Line,
-    id: number,
-    port: DataPort,
-    serial: number,
-    session: Configured,
-    owner: AgentOwner,
-  ) {
+  constructor(env: Env, line: Line, port: DataPort, serial: number, session: Configured, owner: AgentOwner) {
     this.#env = env;
     this.#line = line;
-    this.id = id;
     this.port = port;
     this.serial = serial;
     this.#session = session;

@@ -66,15 +66,21 @@ export interface ScpHostOptions extends LinkIdentity {
   readonly settings: ScpSettings;
 }
 
-/** What `ashlar paths` shows of one agent. */
+/** What `ashlar paths` shows of one agent: a socket of a network, from one time that it is opened to the next. */
 export interface AgentFacts {
   readonly id: number;
   readonly network: string;
   readonly port: number;
-  readonly state: "connecting" | "ready" | "suspect";
+  readonly state: "connecting" | "ready" | "suspect" | "closed";
   readonly inFlight: number;
   readonly done: number;
+  /** Averaged, of commands that succeeded over the socket that it has now. */
   readonly latencyMs: Millis;
+  /** Pieces that had to go to another socket because this one ended. */
+  readonly retries: number;
+  /** Why its socket, or the attempt to open one, ended last, and when; "" and 0 if none has. */
+  readonly lastEnd: string;
+  readonly lastEndAt: number;
 }
 export interface NetworkFacts {
   readonly network: string;
@@ -102,19 +108,47 @@ export interface HostFacts {
 
 export type HostWatcher = (change: "configured" | "down") => void;
 
+/** An agent's place: what is remembered of it while its socket is closed and opened again. */
+class Seat {
+  readonly id: number;
+  agent: ScpAgent | undefined;
+  /** The attempt to open a socket that is under way; 0: none. */
+  dial = 0;
+  done = 0;
+  retries = 0;
+  lastEnd = "";
+  lastEndAt = 0;
+  constructor(id: number) {
+    this.id = id;
+  }
+
+  /** For the next session, whatever of this one has not ended yet. */
+  vacate(): void {
+    this.agent = undefined;
+    this.dial = 0;
+  }
+}
+
 class Network {
   readonly port: DataPort;
   readonly pace: Pace;
+  /** Of the address: they outlive sessions. */
+  readonly seats: Seat[];
   readonly agents = new Set<ScpAgent>();
   connecting = 0;
   failures = 0;
-  retries = 0;
   retryAt: Millis = 0;
-  lastEnd = "";
-  lastEndAt = 0;
-  constructor(port: DataPort, pace: Pace) {
+  constructor(port: DataPort, pace: Pace, seats: Seat[]) {
     this.port = port;
     this.pace = pace;
+    this.seats = seats;
+  }
+
+  /** A place where there is no socket, and nobody tries to open one. */
+  freeSeat(id: () => number): Seat {
+    let seat = this.seats.find(({ agent, dial }) => agent === undefined && dial === 0);
+    if (seat === undefined) this.seats.push((seat = new Seat(id())));
+    return seat;
   }
 }
 
@@ -144,6 +178,8 @@ export class ScpHost {
   readonly #freePieces: ScpPiece[] = [];
   readonly #freeWorks: ScpWork[] = [];
   #networks: Network[] = [];
+  /** Those of the session that ended, to be shown while there is none. */
+  #pastNetworks: readonly Network[] = [];
   #addresses: LinkAddress[];
   #link: ScpLink | undefined;
   #configured: Configured | undefined;
@@ -152,6 +188,7 @@ export class ScpHost {
   #redialAt: Millis = 0;
   #redials = 0;
   #nextAgent = 1;
+  #nextDial = 1;
   #nextSerial = 1;
   #nextTag = WORLD_TAG_MIN;
   #inFlight = 0;
@@ -161,6 +198,8 @@ export class ScpHost {
   #tickSkipped = false;
   /** By address. */
   readonly #paces = new Map<string, Pace>();
+  /** By address and the port's place among those of it. */
+  readonly #seats = new Map<string, Seat[]>();
   #stopped = false;
   #lastDown = "";
   #reconfigurations = 0;
@@ -234,17 +273,23 @@ export class ScpHost {
   facts(): HostFacts {
     const now = this.#env.clock.now();
     const agents: AgentFacts[] = [];
-    for (const { agents: set } of this.#networks)
-      for (const agent of set)
+    const networks = this.up ? this.#networks : this.#pastNetworks;
+    for (const { port, seats } of networks)
+      for (const { id, agent, dial, done, retries, lastEnd, lastEndAt } of seats) {
+        const isSuspect = agent !== undefined && now - agent.pingAt > this.#settings.silentMs;
         agents.push({
-          id: agent.id,
-          network: agent.port.address,
-          port: agent.port.port,
-          state: !agent.ready ? "connecting" : now - agent.pingAt > this.#settings.silentMs ? "suspect" : "ready",
-          inFlight: agent.inFlight,
-          done: agent.done,
-          latencyMs: agent.latencyMs,
+          id,
+          network: port.address,
+          port: port.port,
+          state: agent?.ready ? (isSuspect ? "suspect" : "ready") : agent || dial > 0 ? "connecting" : "closed",
+          inFlight: agent?.inFlight ?? 0,
+          done: done + (agent?.done ?? 0),
+          latencyMs: agent?.latencyMs ?? 0,
+          retries,
+          lastEnd,
+          lastEndAt,
         });
+      }
     const address = this.#link?.address;
     return {
       state: this.#stopped ? "stopped" : this.up ? "up" : "connecting",
@@ -256,16 +301,22 @@ export class ScpHost {
       fences: this.#fences,
       queued: this.#queue.length,
       agents,
-      networks: this.#networks.map(({ port, agents: set, failures, retries, lastEnd, lastEndAt }) => ({
-        network: port.address,
-        port: port.port,
-        sockets: set.size,
-        socketsMax: port.socketsMax,
-        failures,
-        retries,
-        lastEnd,
-        lastEndAt,
-      })),
+      networks: networks.map(({ port, agents: set, failures, seats }) => {
+        const last = seats.reduce<Seat | undefined>(
+          (latest, seat) => (seat.lastEndAt > (latest?.lastEndAt ?? 0) ? seat : latest),
+          undefined,
+        );
+        return {
+          network: port.address,
+          port: port.port,
+          sockets: set.size,
+          socketsMax: port.socketsMax,
+          failures,
+          retries: seats.reduce((sum, seat) => sum + seat.retries, 0),
+          lastEnd: last?.lastEnd ?? "",
+          lastEndAt: last?.lastEndAt ?? 0,
+        };
+      }),
     };
   }
 
@@ -386,13 +437,21 @@ export class ScpHost {
     this.#env.turn.soon(this.#pump);
   }
 
-  #onAgentEnd(network: Network, agent: ScpAgent, end: AgentEnd, epoch: number, orphans: readonly Orphan[]): void {
+  #onAgentEnd(
+    network: Network,
+    seat: Seat,
+    agent: ScpAgent,
+    end: AgentEnd,
+    epoch: number,
+    orphans: readonly Orphan[],
+  ): void {
     const wasReady = agent.since !== agent.heardAt || orphans.length > 0;
     network.agents.delete(agent);
     this.#inFlight -= orphans.length;
-    network.lastEnd = end;
-    network.lastEndAt = this.#env.clock.date();
-    network.retries += orphans.length;
+    if (seat.agent === agent) seat.agent = undefined;
+    seat.done += agent.done;
+    seat.retries += orphans.length;
+    this.#noteEnd(seat, end);
     if (end !== "session-ended" && end !== "stopped") this.#penalise(network, wasReady);
     const unknown: Orphan[] = [];
     for (const orphan of orphans) {
@@ -497,6 +556,13 @@ export class ScpHost {
         if (numeric && sameFamily && !ports.some((port) => port.address === host))
           ports.push({ ...first, address: host });
       }
+    const seats = (port: DataPort): Seat[] => {
+      const nth = ports.filter(({ address }) => address === port.address).indexOf(port);
+      const place = `${port.address} ${nth}`;
+      let found = this.#seats.get(place);
+      if (found === undefined) this.#seats.set(place, (found = []));
+      return found;
+    };
     const wanted = (port: DataPort) => ports.some((one) => one.address === port.address && one.port === port.port);
     for (const network of this.#networks)
       if (!wanted(network.port)) for (const agent of [...network.agents]) agent.close("network-removed");
@@ -506,7 +572,7 @@ export class ScpHost {
         .filter(
           (port) => !this.#networks.some((one) => one.port.address === port.address && one.port.port === port.port),
         )
-        .map((port) => new Network(port, this.#pace(port.address))),
+        .map((port) => new Network(port, this.#pace(port.address), seats(port))),
     ];
     this.#openMin();
   }
@@ -539,7 +605,11 @@ export class ScpHost {
     this.#fencing.clear();
     const networks = this.#networks;
     this.#networks = [];
-    for (const network of networks) for (const agent of [...network.agents]) agent.close("session-ended");
+    if (networks.length > 0) this.#pastNetworks = networks;
+    for (const network of networks) {
+      for (const agent of [...network.agents]) agent.close("session-ended");
+      for (const seat of network.seats) seat.vacate();
+    }
     for (const { piece } of waiting) this.#requeue(piece);
     if (this.#stopped) return;
     this.#env.log.info({ front: "scp", why, server: address?.host, detail }, "The configuration connection is down");
@@ -595,6 +665,9 @@ export class ScpHost {
     if (session === undefined || this.#stopped || now < network.retryAt) return false;
     if (network.agents.size + network.connecting >= port.socketsMax) return false;
     network.connecting++;
+    const seat = network.freeSeat(() => this.#nextAgent++);
+    const dial = this.#nextDial++;
+    seat.dial = dial;
     const { tls } = this.options;
     dialData(
       this.#env,
@@ -604,9 +677,9 @@ export class ScpHost {
       (took) => network.pace.opened(this.#env.clock.now(), took),
     )((line) => {
       network.connecting--;
+      if (seat.dial === dial) seat.dial = 0;
       if (isNetError(line)) {
-        network.lastEnd = line.fault;
-        network.lastEndAt = this.#env.clock.date();
+        this.#noteEnd(seat, line.fault);
         this.#penalise(network, false);
         return this.#wake();
       }
@@ -619,7 +692,7 @@ export class ScpHost {
         hangUp(line);
         return;
       }
-      const agent = new ScpAgent(this.#env, line, this.#nextAgent++, port, this.#nextSerial++, session, {
+      const agent = new ScpAgent(this.#env, line, port, this.#nextSerial++, session, {
         onReady: () => {
           network.failures = 0;
           network.retryAt = 0;
@@ -627,12 +700,18 @@ export class ScpHost {
         },
         onPiece: (_, piece, status, result) => this.#onPiece(piece, status, result),
         onPing: (took) => network.pace.answered(took),
-        onEnd: (ended, end, orphans) => this.#onAgentEnd(network, ended, end, epoch, orphans),
+        onEnd: (ended, end, orphans) => this.#onAgentEnd(network, seat, ended, end, epoch, orphans),
       });
       network.agents.add(agent);
+      seat.agent = agent;
       this.#wake();
     });
     return true;
+  }
+
+  #noteEnd(seat: Seat, end: string): void {
+    seat.lastEnd = end;
+    seat.lastEndAt = this.#env.clock.date();
   }
 
   #penalise(network: Network, wasReady: boolean): void {

@@ -88,7 +88,11 @@ for (const version of [1, 2])
       const before = load.done;
       await until(() => load.done > before + 48, "the load to go on");
       await load.stop();
-      assert(host.facts().fences > 0 || host.facts().reconfigurations > 1, "writes with an unknown fate were fenced");
+      const facts = host.facts();
+      assert(facts.fences > 0 || facts.reconfigurations > 1, "writes with an unknown fate were fenced");
+      // An agent is the same from one socket to the next, and from one session to the next.
+      assert(facts.agents.length <= host.settings.socketsMax, `${facts.agents.length} agents`);
+      assert(facts.agents.some(({ retries, lastEnd, done }) => retries > 0 && lastEnd !== "" && done > 0));
     });
 
     it("is not stopped by one socket that stalls", async () => {
@@ -101,6 +105,7 @@ for (const version of [1, 2])
       const before = load.done;
       await until(() => load.done > before + 100, "the others to go on");
       await until(() => stalled.closed, "the end of the stalled socket");
+      await until(() => host.facts().agents.some(({ lastEnd }) => lastEnd === "silent"), "why it was closed");
       await load.stop();
     });
 

@@ -84,7 +84,10 @@ describe("a server that knows version 1 only, and our host", () => {
       assert.notEqual(refused.status, 0, "a host with a secret went on with version 1");
       assert.match(refused.stderr, /version/);
 
-      for (const identity of [["--host", "web"], [...secret, "--allow-version-1"]]) {
+      for (const identity of [
+        ["--host", "web"],
+        [...secret, "--allow-version-1"],
+      ]) {
         const attached = await ashlar("attach", at, ...identity, "--socket", socket, "--json");
         assert.equal(attached.status, 0, attached.stderr);
         const image = join(folder, "image");

@@ -9,9 +9,9 @@ import type { AttachOptions } from "#attach/attachment";
 import { type AttachmentFacts, attachments, runFolder } from "#attach/run-folder";
 import { Refusal, type RefusalCode } from "#base/refusal";
 import { formatSize } from "#base/size";
-import type { HostFacts } from "#initiator/scp-host";
+import type { HostFacts, ScpSettings } from "#initiator/scp-host";
 import { Context } from "../context.ts";
-import { facts as formatFacts, paint, table } from "../output.ts";
+import { facts as formatFacts, formatSpan, paint, table } from "../output.ts";
 import { readSecretFile, readText, wholeNumber } from "./host.ts";
 
 interface Options {
@@ -32,6 +32,10 @@ interface Options {
   readonly sockets?: number;
   readonly socketsMax?: number;
   readonly giveUp?: number;
+  readonly silent?: number;
+  readonly dead?: number;
+  readonly retry?: number;
+  readonly dial?: number;
   readonly foreground?: boolean;
   readonly env?: "auto" | "node" | "uring";
 }
@@ -67,6 +71,14 @@ export function addAttachCommands(program: Command): void {
     .option("--sockets <n>", "data sockets to open at once", wholeNumber)
     .option("--sockets-max <n>", "data sockets at most", wholeNumber)
     .option("--give-up <seconds>", "fail operations that cannot be done for so long; 0: never (120)", wholeNumber)
+    .option(
+      "--silent <ms>",
+      "close a socket that owes an answer so long while others get on (35; version 1: 1000)",
+      wholeNumber,
+    )
+    .option("--dead <seconds>", "close sockets when none gets an answer for so long (3; version 1: 20)", wholeNumber)
+    .option("--dial <seconds>", "give up an attempt to open a socket after so long (2)", wholeNumber)
+    .option("--retry <seconds>", "wait at most so long between attempts (2)", wholeNumber)
     .option("--foreground", "stay in the foreground")
     .option("--env <env>", "auto, uring or node (auto)")
     .action(async (servers: string, options: Options, command: Command) => {
@@ -180,12 +192,25 @@ function attachOptions(servers: string, options: Options): AttachOptions {
         : { socketsMin: options.sockets, socketsMax: Math.max(8, options.sockets) }),
       ...(options.socketsMax === undefined ? {} : { socketsMax: options.socketsMax }),
       ...(giveUpMs === undefined ? {} : { giveUpMs }),
+      ...waitsOf(options),
     },
     unit: options.unit,
     socket: options.socket,
     device: options.device,
     fuse: options.fuse,
     loop: options.loop === true,
+  };
+}
+
+/** A wait that is given holds for both versions. */
+function waitsOf({ silent, dead, dial, retry }: Options): Partial<ScpSettings> {
+  for (const [name, value] of Object.entries({ silent, dead, dial, retry }))
+    if (value === 0) throw new Refusal("bad-request", `--${name} cannot be 0`, "Nothing answers in no time.");
+  return {
+    ...(silent === undefined ? {} : { silentMs: silent, stallMsV1: silent }),
+    ...(dead === undefined ? {} : { deadMs: dead * 1000, deadMsV1: dead * 1000 }),
+    ...(dial === undefined ? {} : { dialMs: dial * 1000 }),
+    ...(retry === undefined ? {} : { retryMsMax: retry * 1000 }),
   };
 }
 
@@ -287,14 +312,18 @@ function formatPaths(all: readonly AttachedNow[]): string {
   return all.map(formatOne).join("\n\n");
 }
 
-function formatOne({ id, host, device, fuse, socket, units, paths }: AttachedNow): string {
+function formatOne({ id, host, unit, device, fuse, socket, units, paths }: AttachedNow): string {
+  const attached = units.length === 1 ? units[0] : units.find(({ number }) => number === unit);
   const lines = formatFacts([
     ["attachment", id],
     [
       "server",
       `${paths.server || "none"}, ${paths.state}${paths.version === 0 ? "" : `, version ${paths.version}${paths.tls ? " under TLS" : ""}`} as ${host}`,
     ],
-    ["disk", device ?? fuse ?? socket],
+    [
+      "disk",
+      `${device ?? fuse ?? socket}${attached === undefined ? "" : ` is unit ${attached.number} ${attached.name}`}`,
+    ],
     [
       "units",
       units
@@ -310,7 +339,7 @@ function formatOne({ id, host, device, fuse, socket, units, paths }: AttachedNow
     { title: "sockets", right: true, of: ({ sockets, socketsMax }) => `${sockets} of ${socketsMax}` },
     { title: "failures", right: true, of: ({ failures }) => String(failures) },
     { title: "retries", right: true, of: ({ retries }) => String(retries) },
-    { title: "last closed", of: ({ lastEnd }) => lastEnd },
+    { title: "last closed", of: formatEnd },
   ]);
   const agents = table(paths.agents, [
     { title: "agent", right: true, of: (agent) => String(agent.id) },
@@ -319,6 +348,13 @@ function formatOne({ id, host, device, fuse, socket, units, paths }: AttachedNow
     { title: "in flight", right: true, of: ({ inFlight }) => String(inFlight) },
     { title: "done", right: true, of: ({ done }) => String(done) },
     { title: "latency", right: true, of: ({ latencyMs }) => `${latencyMs.toFixed(2)} ms` },
+    { title: "retries", right: true, of: ({ retries }) => String(retries) },
+    { title: "last closed", of: formatEnd },
   ]);
   return `${lines}\n\n${networks}\n\n${agents}`;
+}
+
+/** "silent, 12 s ago". */
+function formatEnd({ lastEnd, lastEndAt }: { lastEnd: string; lastEndAt: number }): string {
+  return lastEnd === "" ? "" : `${lastEnd}, ${formatSpan((Date.now() - lastEndAt) / 1000)} ago`;
 }
