@@ -184,6 +184,11 @@ suite("the command line", async () => {
     assert.match(await server.ashlar("scrub"), /no damage found/);
     assert.equal((await server.ashlarAny(["scrub", "nothing"])).status, 3);
     assert.match(await server.ashlar("metrics"), /^ashlar_up 1$/m);
+    const families = (await server.json("metrics")) as { name: string; type: string; samples: object[] }[];
+    const provisioned = families.find(({ name }) => name === "ashlar_volume_provisioned_bytes");
+    assert.equal(provisioned?.type, "gauge");
+    const sample = { name: "ashlar_volume_provisioned_bytes", labels: { volume: "db" }, value: 64 * 1024 * 1024 };
+    assert.deepEqual(provisioned.samples, [sample]);
     assert.equal((await server.json("settings")).drainSeconds, 30);
     assert.deepEqual(await server.json("connections"), []);
   });
@@ -203,6 +208,11 @@ suite("the command line", async () => {
     const { status, stderr } = await runAny(process.execPath, [ASHLAR, "volum", "ls"]);
     assert.equal(status, 2);
     assert.match(stderr, /Did you mean volume/);
+    for (const args of [["volum", "ls"], ["volume"], ["volume", "create", "x"], ["status", "--nonsense"]]) {
+      const refused = await runAny(process.execPath, [ASHLAR, ...args, "--json"]);
+      assert.equal(refused.status, 2);
+      assert.equal(JSON.parse(refused.stdout).error.code, "bad-request", args.join(" "));
+    }
     assert.equal((await runAny(process.execPath, [ASHLAR, "--help"])).status, 0);
     assert.match((await runAny(process.execPath, [ASHLAR, "--version"])).stdout, /^\d+\.\d+\.\d+/);
   });

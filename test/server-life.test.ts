@@ -1,14 +1,16 @@
 /** Good days and bad days of a server process: start, second start, kill -9, drain, a lane that dies, a bad directory. */
 import assert from "node:assert/strict";
 import { randomBytes } from "node:crypto";
-import { chmodSync, existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { chmodSync, existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { connect, createServer } from "node:net";
 import { join } from "node:path";
 import { suite, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import { Program, run, runAny } from "./support/program.ts";
+import { NbdError, TestClient } from "./support/nbd.ts";
+import { Program, run, runAny, until } from "./support/program.ts";
+import { chance } from "./support/random.ts";
 import { ASHLAR, Server } from "./support/server.ts";
-import { smallFileSystem, tempFolder } from "./support/temp.ts";
+import { MIB, smallFileSystem, tempFolder } from "./support/temp.ts";
 
 const serve = (data: string, ...args: string[]) =>
   runAny(process.execPath, [ASHLAR, "serve", "--data", data, "--nbd", "off", ...args], { limitMs: 60_000 });
@@ -249,23 +251,54 @@ suite("a server process", () => {
   });
 
   test("stops writes when its capacity is used up, says so beforehand, and goes on when there is room", async (t) => {
-    const server = await Server.start(t, { args: ["--capacity", "200M"] });
-    const image = join(tempFolder(t), "image");
-    writeFileSync(image, randomBytes(48 * 1024 * 1024));
+    const CAPACITY = 320 * MIB;
+    const server = await Server.start(t, { args: ["--capacity", String(CAPACITY), "--soft-percent", "50"] });
     await server.ashlar("volume", "create", "db", "--size", "1G");
-    for (let part = 0; part < 4; part++)
-      await runAny("nbdcopy", [image, server.uri("db")]).then(() =>
-        server.ashlarAny(["snapshot", "create", `db@${part}`]),
-      );
-    let space = (await server.json("status")).space;
-    for (let i = 0; i < 100 && space.level === "ok"; i++) {
-      await sleep(100);
-      space = (await server.json("status")).space;
-    }
-    assert.notEqual(space.level, "ok", JSON.stringify(space));
-    const { problems } = await server.json("status");
-    assert.ok(problems.some(({ code }: { code: string }) => code === "space"));
+    const client = await TestClient.open(server.nbd, "db");
+    const status = () => server.json("status");
+    const write = (at: number) => client.write(at, randomBytes(MIB));
+    const told = () =>
+      status().then(({ space, problems }) => {
+        return space.level !== "ok" && problems.some(({ code }: { code: string }) => code === "space");
+      });
+    let written = 0;
+    for (; written < CAPACITY / 2; written += MIB) await write(written);
+    await until("a warning, while writes are still taken", told);
+    await write(written);
     assert.match(await server.ashlar("metrics"), /^ashlar_space_level [12]$/m);
-    rmSync(image);
+    // As fast as it goes, up to the end.
+    await assert.rejects(async () => {
+      for (; written < 2 * CAPACITY; written += MIB) await write(written);
+    }, NbdError);
+    assert.ok(Number((await run("du", ["-sB1", server.data])).split("\t")[0]) <= CAPACITY, "no more was taken");
+    await until("told of it", async () => (await status()).space.level === "hard");
+    const refused = await server.ashlarAny(["volume", "create", "more", "--size", "1G"]);
+    assert.equal(refused.status, 7, refused.stderr);
+    // What is in the way of new data goes: trims are taken, and then writes are.
+    for (let at = 0; at < written; at += 16 * MIB) await client.trim(at, 16 * MIB);
+    await until("room", async () => (await status()).space.level !== "hard");
+    await until("a write", () =>
+      write(0).then(
+        () => true,
+        () => false,
+      ),
+    );
+    await client.close();
+  });
+
+  test("keeps a volume that fits into its capacity going, however often it is overwritten", async (t) => {
+    const server = await Server.start(t, { args: ["--capacity", "384M"] });
+    await server.ashlar("volume", "create", "db", "--size", "128M");
+    const client = await TestClient.open(server.nbd, "db");
+    const random = chance((line) => t.diagnostic(line));
+    const piece = Buffer.alloc(64 * 1024, 7);
+    const write = async () => {
+      // Four times over, at random: no write may be refused, for what is dead can be had back.
+      for (let count = 0; count < (4 * 128 * 16) / 8; count++)
+        await client.write(random.below(128 * 16) * piece.length, piece);
+    };
+    await Promise.all(Array.from({ length: 8 }, write));
+    assert.ok(Number((await run("du", ["-sB1", server.data])).split("\t")[0]) <= 384 * MIB, "no more was taken");
+    await client.close();
   });
 });

@@ -7,7 +7,7 @@ import type { Server as HttpServer } from "node:http";
 import { availableParallelism, networkInterfaces } from "node:os";
 import { Refusal } from "#base/refusal";
 import type { Address, Log, Tls } from "#env/env";
-import type { EnvName, LaneStart } from "#lane/messages";
+import type { EnvName, LaneStart, PoolFacts } from "#lane/messages";
 import type { DriveSetFacts } from "#store/drive-set";
 import { formatAddress, nbdUri } from "./address.ts";
 import { DataDirectory } from "./data-directory.ts";
@@ -113,17 +113,10 @@ export class Server {
     this.#space = new SpaceWatch(
       { path: this.directory.path, capacity, softPercent, hardPercent },
       this.problems,
-      () => this.#usedBySets(),
-      (hold) => {
-        this.log[hold ? "error" : "info"](
-          {},
-          hold ? "The capacity is used up: writes are refused" : "Writes are taken again",
-        );
-        void this.lanes.ask("space.hold", { hold });
-      },
+      async () => (await this.lanes.ask("space.used", undefined)).reduce((sum, { reply }) => sum + reply, 0),
     );
-    this.#space.onLook = ({ level, available, used }) => {
-      this.lanes.ask("space.now", { level, available, used }).catch(() => {});
+    this.#space.onLook = () => {
+      this.lanes.ask("space.now", this.#poolFacts()).catch(() => {});
     };
   }
 
@@ -396,7 +389,7 @@ export class Server {
     await this.#wishes.tellAll(lane);
     await this.lanes.call(lane, "rights.load", { rights: this.rights.state });
     if (lane === LISTENING_LANE) await this.drives.publish();
-    await this.lanes.call(lane, "space.hold", { hold: this.space.hold });
+    await this.lanes.call(lane, "space.now", this.#poolFacts());
     await this.registry.reopen(lane);
     await this.registry.placeAll();
     if (this.state === "ready") {
@@ -430,9 +423,9 @@ export class Server {
     this.log.error({ error: String((error as Error).stack ?? error) }, "A lane could not be brought back");
   }
 
-  async #usedBySets(): Promise<number> {
-    await this.registry.list("volume");
-    return this.registry.sets().reduce((sum, { space }) => sum + space.disk, 0);
+  #poolFacts(): PoolFacts {
+    const { level, available, used, capacity, limited } = this.space;
+    return { level, available, used, ...(limited ? { limit: { total: capacity, available } } : {}) };
   }
 }
 

@@ -1,12 +1,18 @@
 /** Watches the space under the data directory, and tells the operator before writers meet "no space". */
 import { statfs } from "node:fs/promises";
 import { formatSize } from "#base/size";
-import type { Bytes } from "#base/units";
+import { type Bytes, GIB, MIB } from "#base/units";
 import type { Problems } from "./problems.ts";
 
-const LOOK_EVERY_MS = 5_000;
-/** When it is getting short, since what is left may go fast. */
-const LOOK_EVERY_MS_SHORT = 1_000;
+/** Between two looks, where there is so much room that nobody fills it in that time, and where there is little. */
+const LOOK_EVERY_MS_MAX = 5_000;
+const LOOK_EVERY_MS_MIN = 250;
+/** As fast as hosts may fill a disk, in bytes per millisecond: what is left up to a threshold says when to look again. */
+const FILLING_PER_MS = GIB / 1000;
+/** With less than this no set can begin another segment of its log. */
+const SEGMENT_BYTES = 32 * MIB;
+/** Looking may take this part of the time: with a capacity, every file of every set is asked for its size. */
+const LOOKING_SHARE = 1 / 10;
 
 export interface SpaceSettings {
   readonly path: string;
@@ -19,8 +25,8 @@ export interface SpaceNow {
   readonly used: Bytes;
   readonly capacity: Bytes;
   readonly available: Bytes;
-  /** What --capacity allows is used up: writes that take space are refused. */
-  readonly hold: boolean;
+  /** `capacity` is what --capacity allows, and not what the file system has. */
+  readonly limited: boolean;
 }
 
 export class SpaceWatch {
@@ -30,21 +36,15 @@ export class SpaceWatch {
   readonly #usedBySets: () => Promise<Bytes>;
   #timer: NodeJS.Timeout | undefined;
   #stopped = false;
-  readonly #onHold: (hold: boolean) => void;
+  #lookedForMs = 0;
   /** Told whenever it was looked. */
   onLook: ((now: SpaceNow) => void) | undefined;
-  now: SpaceNow = { level: "ok", used: 0, capacity: 0, available: 0, hold: false };
+  now: SpaceNow = { level: "ok", used: 0, capacity: 0, available: 0, limited: false };
 
-  constructor(
-    settings: SpaceSettings,
-    problems: Problems,
-    usedBySets: () => Promise<Bytes>,
-    onHold: (hold: boolean) => void,
-  ) {
+  constructor(settings: SpaceSettings, problems: Problems, usedBySets: () => Promise<Bytes>) {
     this.#settings = settings;
     this.#problems = problems;
     this.#usedBySets = usedBySets;
-    this.#onHold = onHold;
   }
 
   async start(): Promise<void> {
@@ -59,16 +59,21 @@ export class SpaceWatch {
 
   #plan(): void {
     if (this.#stopped) return;
-    const after = this.now.level === "ok" ? LOOK_EVERY_MS : LOOK_EVERY_MS_SHORT;
+    const { available, capacity, level } = this.now;
+    const { softPercent, hardPercent } = this.#settings;
+    const left = (percent: number) => available - capacity * (1 - percent / 100);
+    const toNext = level === "ok" ? left(softPercent) : level === "soft" ? left(hardPercent) : available;
+    const soon = Math.max(LOOK_EVERY_MS_MIN, toNext / FILLING_PER_MS, this.#lookedForMs / LOOKING_SHARE);
+    const after = Math.min(soon, LOOK_EVERY_MS_MAX);
     this.#timer = setTimeout(() => void this.look().then(() => this.#plan()), after);
     this.#timer.unref();
   }
 
   async look(): Promise<SpaceNow> {
+    const began = performance.now();
     try {
-      const { hold } = this.now;
       this.now = await this.#measure();
-      if (this.now.hold !== hold) this.#onHold(this.now.hold);
+      this.#lookedForMs = performance.now() - began;
       this.#problems.clear("data-away", "The data directory answers again");
     } catch (error) {
       this.#problems.raise("data-away", {
@@ -93,8 +98,9 @@ export class SpaceWatch {
     const used = limited ? await this.#usedBySets() : (blocks - bfree) * bsize;
     const available = Math.max(0, Math.min(capacity - used, bavail * bsize));
     const percent = capacity === 0 ? 100 : (1 - available / capacity) * 100;
-    const level = percent >= hardPercent ? "hard" : percent >= softPercent ? "soft" : "ok";
-    return { level, used, capacity, available, hold: limited && used >= capacity };
+    const isFull = percent >= hardPercent || available < SEGMENT_BYTES;
+    const level = isFull ? "hard" : percent >= softPercent ? "soft" : "ok";
+    return { level, used, capacity, available, limited };
   }
 
   #tell(): void {

@@ -52,7 +52,8 @@ export function show<T>(json: boolean, value: T, text: (value: T) => string): vo
 export function showRefusal(json: boolean, error: unknown): number {
   if (!(error instanceof Refusal)) {
     process.stderr.write(`ashlar: ${(error as Error).stack ?? error}\n`);
-    return REFUSALS.internal.exit;
+    const mistake = new Refusal("internal", (error as Error).message, "Please report it with what stderr says.");
+    return json ? showRefusal(json, mistake) : REFUSALS.internal.exit;
   }
   const { code, message, hint } = error;
   if (json) process.stdout.write(`${JSON.stringify({ error: { code, message, hint } }, undefined, 2)}\n`);

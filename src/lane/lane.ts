@@ -8,6 +8,7 @@ import { type BlockDevice, BlockOp } from "#device/device";
 import type { Address, Env, Line } from "#env/env";
 import { DirectoryReservationStore, ReservationBook } from "#scsi/reservation-store";
 import { DriveSet, type DriveSetFacts } from "#store/drive-set";
+import { RoomLimit } from "#store/segment-store";
 import { ProtectionTable } from "#target/protection";
 import { LaneDirectory } from "./directory.ts";
 import type { Front, FrontMaker } from "./front.ts";
@@ -58,7 +59,8 @@ export class Lane {
   readonly #driveChanges = new TaskQueue();
   #partitions: ReadonlyMap<string, BlockDevice> = new Map();
   readonly #stoppedJobs = new Set<string>();
-  #holdWrites = false;
+  /** What all sets may take, where the server was told to leave some of the disk. */
+  readonly #limit = new RoomLimit();
 
   constructor(env: Env, makers: Readonly<Record<string, FrontMaker>>, tell: (message: FromLane) => void) {
     this.#env = env;
@@ -92,7 +94,7 @@ export class Lane {
     "set.close": ({ uuid }) => this.#closeSet(this.#set(uuid)),
     "set.scrub": (given) => this.#scrub(given),
     "set.scrub-stop": ({ job }) => now(() => this.#stoppedJobs.add(job)),
-    "space.hold": ({ hold }) => now(() => this.#hold(hold)),
+    "space.used": () => this.#used(),
     placed: (given) => now(() => this.#place(given)),
     "drives.load": (given) => this.#loadDrives(given),
     "drives.facts": () => answer(() => this.#drives.facts()),
@@ -102,6 +104,7 @@ export class Lane {
     "front.resume": (given) => now(() => this.#resume(given)),
     "space.now": (given) =>
       now(() => {
+        if (given.limit !== undefined) this.#limit.tell(given.limit.total, given.limit.available);
         for (const { front } of this.#fronts.values()) front.space?.(given);
       }),
     "front.facts": ({ name }) => answer(() => this.#front(name).facts?.() ?? null),
@@ -139,7 +142,7 @@ export class Lane {
     if (this.#opening === OPENING_MAX) yield* perform<void>((resume) => void this.#waitingToOpen.push(resume));
     else this.#opening++;
     try {
-      return yield* OpenSet.open(this.#env, path);
+      return yield* OpenSet.open(this.#env, path, this.#limit);
     } finally {
       const next = this.#waitingToOpen.shift();
       if (next === undefined) this.#opening--;
@@ -153,7 +156,6 @@ export class Lane {
       yield* set.close();
       throw new Refusal("damaged", `${path} holds version set ${set.uuid}`, "Give the directory the set's own name.");
     }
-    set.engine.holdWrites = this.#holdWrites;
     this.#sets.set(uuid, set);
     this.#publish(set);
     return this.#factsOf(set);
@@ -207,9 +209,12 @@ export class Lane {
     return facts;
   }
 
-  #hold(hold: boolean): void {
-    this.#holdWrites = hold;
-    for (const { engine } of this.#sets.values()) engine.holdWrites = hold;
+  /** Bytes that all sets of this lane take on the disk. */
+  *#used(): Task<number> {
+    this.#limit.onAsked();
+    let used = 0;
+    for (const set of [...this.#sets.values()]) used += yield* set.used();
+    return used;
   }
 
   #place({ set, lane, address, versions }: Given<"placed">): void {

@@ -152,6 +152,8 @@ export interface PoolFacts {
   readonly level: "ok" | "soft" | "hard";
   readonly available: Bytes;
   readonly used: Bytes;
+  /** Of a capacity that was set. */
+  readonly limit?: { readonly total: Bytes; readonly available: Bytes };
 }
 /** What stands reserved on a volume. */
 export interface ReservationFacts {
@@ -216,8 +218,8 @@ export interface LaneCalls {
   "set.close": { given: { uuid: string }; reply: undefined };
   "set.scrub": { given: { uuid: string; versions: readonly string[] | undefined; job: string }; reply: ScrubFacts };
   "set.scrub-stop": { given: { job: string }; reply: undefined };
-  /** Whether writes that take space are refused, on all sets of the lane. */
-  "space.hold": { given: { hold: boolean }; reply: undefined };
+  /** Bytes that all sets of the lane take on the disk. What is told next is to count from here. */
+  "space.used": { given: undefined; reply: number };
   /** What another lane has of a set now, and where its private listener is. No versions: nothing any more. */
   placed: {
     given: { set: string; lane: number; address: Address; versions: readonly PlacedVersion[] };

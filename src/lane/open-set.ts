@@ -3,7 +3,7 @@ import { Refusal } from "#base/refusal";
 import { type Task, TaskQueue } from "#base/task";
 import { BLOCK_BYTES, type Millis } from "#base/units";
 import type { Env } from "#env/env";
-import { DirectoryStore } from "#store/segment-store";
+import { DirectoryStore, type RoomLimit } from "#store/segment-store";
 import type { Version } from "#store/version";
 import { VersionSet } from "#store/version-set";
 import type { ScrubFacts, SetChange, SetFacts, SetSpaceFacts, SpaceFacts, VersionFacts } from "./messages.ts";
@@ -16,6 +16,7 @@ const DAMAGE_TOLD_MAX = 20;
 export class OpenSet {
   readonly engine: VersionSet;
   readonly #env: Env;
+  readonly #store: DirectoryStore;
   /** One change at a time, each with its figures. */
   readonly #queue = new TaskQueue();
   /** The versions that the directory knows of, to tell what a change changed. */
@@ -25,8 +26,9 @@ export class OpenSet {
   #measuredAt: Millis = Number.NEGATIVE_INFINITY;
   #measureMs: Millis = 0;
 
-  private constructor(env: Env, engine: VersionSet) {
+  private constructor(env: Env, store: DirectoryStore, engine: VersionSet) {
     this.#env = env;
+    this.#store = store;
     this.engine = engine;
   }
 
@@ -46,8 +48,14 @@ export class OpenSet {
   }
 
   /** @throws Refusal not-found, damaged, too-new, storage-failed */
-  static *open(env: Env, path: string): Task<OpenSet> {
-    return new OpenSet(env, yield* VersionSet.open(env, new DirectoryStore(env, path)));
+  static *open(env: Env, path: string, limit: RoomLimit): Task<OpenSet> {
+    const store = new DirectoryStore(env, path, limit);
+    return new OpenSet(env, store, yield* VersionSet.open(env, store));
+  }
+
+  /** Bytes that it takes on the disk. */
+  *used(): Task<number> {
+    return yield* this.#store.used();
   }
 
   get uuid(): string {

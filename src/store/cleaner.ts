@@ -103,7 +103,9 @@ export class Cleaner {
     this.#allowed = options.deadRatio ?? DEAD_RATIO;
     const space = yield* store.space();
     const available = space?.available ?? Number.POSITIVE_INFINITY;
-    this.#free = available / (segmentBlocks * BLOCK_BYTES) + store.spareCount;
+    const segments = available / (segmentBlocks * BLOCK_BYTES);
+    if (space?.limited === true && segments < TIGHT_SEGMENTS) yield* store.dropSpares();
+    this.#free = segments + store.spareCount;
     if (options.deadRatio === undefined && this.#tight) this.#allowed = DEAD_RATIO_TIGHT;
     if (options.deadRatio !== undefined || this.#tight || atRest || log.segments.count < 2 * DEAD_SEGMENTS_MIN) return;
     if (space === undefined) return;

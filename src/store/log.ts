@@ -73,6 +73,8 @@ export interface LogUser {
    * frees space, the reserve may be used.
    */
   reclaim(metadata: boolean, done: (gained: boolean) => void): void;
+  /** Keeps space for what must be written on a full disk; false when there is none. */
+  keepReserve(): Task<boolean>;
   /** Data has to wait until space was given back, although there may be room for it: what frees space needs that room. */
   readonly lacksReserve: boolean;
   /** The log cannot be written any more. */
@@ -732,6 +734,12 @@ export class Log {
     );
   }
 
+  /** The next segment is not for what frees space. */
+  get #isForData(): boolean {
+    const { first } = this.#queue;
+    return this.#moves.first === undefined && (first === undefined || takesSpace(first));
+  }
+
   *#makeNext(): Task<DiskFault | undefined> {
     const number = this.#lastSegment + 1;
     const bytes = this.segmentBlocks * BLOCK_BYTES;
@@ -740,6 +748,8 @@ export class Log {
       ((this.current?.used ?? 0) * BLOCK_BYTES) / this.#flushesInSegment < PREWRITE_BELOW_BYTES;
     this.#flushesInSegment = 0;
     if (small && this.#store.prewrite !== undefined) yield* this.#store.prewrite(bytes);
+    // Hosts may fill a disk before anybody sees to it that there is a reserve: it is taken before their data.
+    if (!this.#reclaiming && !(yield* this.#user.keepReserve()) && this.#isForData) return "full";
     const file = yield* this.#store.create(number);
     if (isDiskFault(file)) return file;
     if (this.segments.count >= RESERVE_FROM_SEGMENTS) {

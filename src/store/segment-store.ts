@@ -7,8 +7,15 @@
  */
 
 import { type Effect, perform, type Task } from "#base/task";
-import { BLOCK_BYTES, MIB } from "#base/units";
+import { BLOCK_BYTES, type Bytes, MIB } from "#base/units";
 import { type Disk, type DiskFault, DiskOp, type Env, type File, isDiskFault } from "#env/env";
+
+export interface Space {
+  readonly total: Bytes;
+  readonly available: Bytes;
+  /** This is what a server may take for all its sets, and not what the disk has. */
+  readonly limited: boolean;
+}
 
 export interface SegmentStore {
   /** Creates segment `number`; "exists" if there is one, whoever made it. Its name is durable when this is done. */
@@ -47,8 +54,8 @@ export interface SegmentStore {
   /** Gives files that wait to be used again back to the file system; false when there were none. */
   dropSpares(): Task<boolean>;
 
-  /** Of the disk, in bytes; undefined when it cannot be told. */
-  space(): Task<{ readonly total: number; readonly available: number } | undefined>;
+  /** Of the disk, or of what may be taken of it, in bytes; undefined when it cannot be told. */
+  space(): Task<Space | undefined>;
 
   /** Bytes taken on the disk by everything of this set, as `du` counts; `spare` of them wait to be used again. */
   usage(): Task<{ readonly total: number; readonly spare: number }>;
@@ -58,6 +65,10 @@ export interface SegmentStore {
 
 /** Retired files kept for use as new segments; what is beyond goes back to the file system. */
 const SPARES_MAX = 8;
+/** The first segment of a set grows without being given space: what small sets take is looked at. */
+const LOOK_BELOW_BYTES = 64 * MIB;
+/** Checkpoints are not counted as they come and go, so that files are looked at again after so many others did. */
+const LOOK_AFTER_CHANGES = 64;
 /** A prewritten spare is made in steps of this size. */
 const PREWRITE_BYTES = MIB;
 
@@ -68,18 +79,67 @@ const hex = (number: number): string => number.toString(16).padStart(12, "0");
 /** Space is kept for checkpoints and changes that free space, and for copies of what lives in the way of the cleaner. */
 export type ReserveUse = "changes" | "cleaning";
 
+/**
+ * What the sets of a server may take, where that is less than the disk has: told anew now and then, and in between the
+ * stores of a lane take off and add what their own files take and give back. Beyond it the disk counts as full.
+ */
+export class RoomLimit {
+  #total: Bytes = Number.POSITIVE_INFINITY;
+  #available: Bytes = Number.POSITIVE_INFINITY;
+  #takenSinceAsked: Bytes = 0;
+
+  get total(): Bytes {
+    return this.#total;
+  }
+  get available(): Bytes {
+    return this.#available;
+  }
+
+  /** The lane is asked for what it takes: what is told next knows of all up to now. */
+  onAsked(): void {
+    this.#takenSinceAsked = 0;
+  }
+
+  tell(total: Bytes, available: Bytes): void {
+    this.#total = total;
+    this.#available = available - this.#takenSinceAsked;
+  }
+
+  /** False, and nothing is taken, when there is not so much left. */
+  take(bytes: Bytes): boolean {
+    if (bytes > this.#available) return false;
+    this.give(-bytes);
+    return true;
+  }
+
+  give(bytes: Bytes): void {
+    this.#available += bytes;
+    this.#takenSinceAsked -= bytes;
+  }
+}
+
 export class DirectoryStore implements SegmentStore {
   readonly #env: Env;
   readonly #disk: Disk;
+  readonly #limit: RoomLimit;
+  /** A segment that is no spare of old: its space is new. */
+  #fresh: File | undefined;
+  /** What a segment takes; known when one was given its space. */
+  #segmentBytes: Bytes = 0;
+  readonly #reserved = new Map<ReserveUse, Bytes>();
+  /** What all files took when they were last looked at, and what was taken and given back since. */
+  #usage: Bytes | undefined;
+  #changesSinceUsage = 0;
   readonly directory: string;
   #spares: string[] = [];
   #nextSpare = 0;
   #scanned = false;
 
-  constructor(env: Env, directory: string) {
+  constructor(env: Env, directory: string, limit = new RoomLimit()) {
     this.#env = env;
     this.#disk = env.disk;
     this.directory = directory;
+    this.#limit = limit;
   }
 
   /** Makes the directory of a new set; its parent must exist. */
@@ -115,6 +175,7 @@ export class DirectoryStore implements SegmentStore {
     }
     const file = yield* perform(this.#disk.open(path, "create"));
     if (isDiskFault(file)) return file;
+    this.#fresh = file;
     return (yield* perform(this.#disk.syncDirectory(this.directory))) ?? file;
   }
 
@@ -123,6 +184,9 @@ export class DirectoryStore implements SegmentStore {
   }
 
   reserve(file: File, position: number, length: number): Effect<DiskFault | undefined> {
+    this.#segmentBytes = length;
+    if (file === this.#fresh && !this.#take(length)) return (resume) => resume("full");
+    this.#fresh = undefined;
     return (resume) =>
       this.#disk.allocate(file, position, length)((fault) => resume(fault === "unsupported" ? undefined : fault));
   }
@@ -159,7 +223,12 @@ export class DirectoryStore implements SegmentStore {
     yield* this.#scan();
     if (file !== undefined) yield* perform(this.#disk.close(file));
     const path = this.describe(number);
-    if (this.#spares.length >= SPARES_MAX) return yield* perform(this.#disk.unlink(path));
+    const bytes = this.#segmentBytes;
+    // What is kept for this set counts against what all may take: other sets, or checkpoints, may need it more.
+    if (this.#spares.length >= SPARES_MAX || this.#limit.available < SPARES_MAX * bytes) {
+      this.#give(bytes);
+      return yield* perform(this.#disk.unlink(path));
+    }
     const spare = `${this.directory}/spare-${hex(this.#nextSpare++)}`;
     const fault = yield* perform(this.#disk.rename(path, spare));
     if (fault !== undefined) return yield* perform(this.#disk.unlink(path));
@@ -171,6 +240,7 @@ export class DirectoryStore implements SegmentStore {
     yield* this.#scan();
     const spares = this.#spares.splice(0);
     for (const spare of spares) yield* perform(this.#disk.unlink(spare));
+    this.#give(spares.length * this.#segmentBytes);
     return spares.length > 0;
   }
 
@@ -185,7 +255,7 @@ export class DirectoryStore implements SegmentStore {
   *prewrite(bytes: number): Task<DiskFault | undefined> {
     yield* this.#scan();
     // A spare has been written once already.
-    if (this.#spares.length > 0) return undefined;
+    if (this.#spares.length > 0 || !this.#take(bytes)) return undefined;
     const path = `${this.directory}/spare-${hex(this.#nextSpare++)}`;
     const file = yield* perform(this.#disk.open(`${path}.new`, "create"));
     if (isDiskFault(file)) return file;
@@ -203,7 +273,10 @@ export class DirectoryStore implements SegmentStore {
     yield* perform(this.#disk.close(file));
     if (fault === undefined) fault = yield* perform(this.#disk.rename(`${path}.new`, path));
     if (fault === undefined) this.#spares.push(path);
-    else yield* perform(this.#disk.unlink(`${path}.new`));
+    else {
+      this.#give(bytes);
+      yield* perform(this.#disk.unlink(`${path}.new`));
+    }
     return fault;
   }
 
@@ -235,23 +308,53 @@ export class DirectoryStore implements SegmentStore {
     const path = `${this.directory}/reserve-${use}`;
     const facts = yield* perform(this.#disk.facts(path));
     if (!isDiskFault(facts) && facts.size >= bytes) return true;
-    yield* perform(this.#disk.unlink(path));
+    yield* this.giveReserve(use);
+    if (!this.#take(bytes)) return false;
+    this.#reserved.set(use, bytes);
     const file = yield* perform(this.#disk.open(path, "create"));
     if (isDiskFault(file)) return file !== "full";
     const fault = yield* perform(this.#disk.allocate(file, 0, bytes));
     yield* perform(this.#disk.close(file));
-    if (fault !== undefined) yield* perform(this.#disk.unlink(path));
+    if (fault !== undefined) yield* this.giveReserve(use);
     // Where space cannot be reserved for another reason than that there is none, there is nothing to wait for.
     return fault !== "full";
   }
 
   *giveReserve(use: ReserveUse): Task<boolean> {
+    this.#give(this.#reserved.get(use) ?? 0);
+    this.#reserved.delete(use);
     return (yield* perform(this.#disk.unlink(`${this.directory}/reserve-${use}`))) === undefined;
   }
 
-  *space(): Task<{ readonly total: number; readonly available: number } | undefined> {
+  *space(): Task<Space | undefined> {
     const space = yield* perform(this.#disk.space(this.directory));
-    return isDiskFault(space) || space.total === 0 ? undefined : space;
+    if (isDiskFault(space) || space.total === 0) return undefined;
+    const { total, available } = this.#limit;
+    if (total >= space.total) return { ...space, limited: false };
+    return { total, available: Math.min(available, space.available), limited: true };
+  }
+
+  #take(bytes: Bytes): boolean {
+    if (!this.#limit.take(bytes)) return false;
+    this.#noteUsage(bytes);
+    return true;
+  }
+
+  #give(bytes: Bytes): void {
+    this.#limit.give(bytes);
+    this.#noteUsage(-bytes);
+  }
+
+  #noteUsage(bytes: Bytes): void {
+    this.#changesSinceUsage++;
+    if (this.#usage !== undefined) this.#usage += bytes;
+  }
+
+  /** Bytes taken on the disk, without looking at each file where there are many. */
+  *used(): Task<Bytes> {
+    if (this.#usage === undefined || this.#usage < LOOK_BELOW_BYTES || this.#changesSinceUsage > LOOK_AFTER_CHANGES)
+      yield* this.usage();
+    return this.#usage ?? 0;
   }
 
   *usage(): Task<{ readonly total: number; readonly spare: number }> {
@@ -260,6 +363,7 @@ export class DirectoryStore implements SegmentStore {
     const names = yield* perform(this.#disk.list(this.directory));
     let total = 0;
     let spare = 0;
+    const changes = this.#changesSinceUsage;
     if (!isDiskFault(names))
       for (const name of names) {
         const facts = yield* perform(this.#disk.facts(`${this.directory}/${name}`));
@@ -267,6 +371,11 @@ export class DirectoryStore implements SegmentStore {
         total += facts.allocated;
         if (name.startsWith("spare-") || name.startsWith("reserve-")) spare += facts.allocated;
       }
+    // What was taken or given back meanwhile may or may not be in it.
+    if (this.#changesSinceUsage === changes || this.#usage === undefined) {
+      this.#usage = total;
+      this.#changesSinceUsage = 0;
+    }
     return { total, spare };
   }
 

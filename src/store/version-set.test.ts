@@ -5,7 +5,7 @@ import { BlockOp, Extents, type OpKind } from "#device/device";
 import { drawPowerCut } from "#sim/env/power-cuts";
 import type { SimProcess } from "#sim/env/sim-process";
 import { Resources, World } from "#sim/env/world";
-import { DirectoryStore } from "./segment-store.ts";
+import { DirectoryStore, RoomLimit } from "./segment-store.ts";
 import type { Version } from "./version.ts";
 import { type SetOptions, VersionSet } from "./version-set.ts";
 
@@ -294,3 +294,34 @@ for (const ending of ["close", "kill", "power"] as const)
       rig.world.end();
     }
   });
+
+test("a volume that fits is overwritten on, though hosts fill the space before anybody has looked after it", () => {
+  const rig = new Rig(11);
+  const limit = new RoomLimit();
+  const store = new DirectoryStore(rig.env, "/set", limit);
+  const segmentBytes = OPTIONS.segmentBlocks! * BLOCK;
+  assert.equal(rig.finish(store.make()), undefined);
+  // Nothing cleans in the background: all there is comes from what is done when there is no room.
+  const set = rig.finish(VersionSet.create(rig.env, store, { ...OPTIONS, background: false }));
+  const size = 8 * segmentBytes;
+  const db = rig.finish(set.createVolume({ name: "db", size, blockSize: 4096 }));
+  limit.onAsked();
+  limit.tell(24 * segmentBytes, 24 * segmentBytes);
+  const length = 16 * BLOCK;
+  for (let count = 0; count < (6 * size) / length; count++) {
+    const offset = rig.world.chance.below(size / length) * length;
+    rig.run(db, "write", offset, length, new Uint8Array(length).fill(count));
+    assert.equal(rig.last.status, "ok", `write ${count}`);
+  }
+  assert.ok(rig.finish(set.space()).disk <= 24 * segmentBytes);
+  // What is told anew counts: with nothing left, data is refused, and what frees space is not.
+  limit.tell(24 * segmentBytes, -24 * segmentBytes);
+  let status = "ok";
+  for (let count = 0; count < size / length && status === "ok"; count++) {
+    rig.run(db, "write", count * length, length, new Uint8Array(length).fill(1));
+    status = rig.last.status;
+  }
+  assert.equal(status, "full");
+  rig.run(db, "trim", 0, size);
+  assert.equal(rig.last.status, "ok");
+});

@@ -11,7 +11,6 @@ import { Refusal } from "#base/refusal";
 import type { Status } from "#base/status";
 import { type Effect, perform, start, type Task, TaskQueue } from "#base/task";
 import { BLOCK_BYTES, type Bytes, MIB, type Millis } from "#base/units";
-import type { OpKind } from "#device/device";
 import { type Alarm, type DiskFault, type Env, type File, isDiskFault } from "#env/env";
 import { BufferPool } from "./buffer-pool.ts";
 import { type CheckpointRecord, readCheckpoint, writeCheckpoint } from "./checkpoint.ts";
@@ -106,8 +105,6 @@ export class VersionSet implements LogUser {
 
   /** Why nothing may be written, beyond what the log knows: damage was found when the set was opened. */
   readOnly: string | undefined;
-  /** The server is about to run out of space: writes that take some are refused. */
-  holdWrites = false;
   /** The reserve was used: until there is one again, data waits, so that what frees space still can be written. */
   #reserveGone = false;
   /** What was found damaged, in words, newest last. */
@@ -374,14 +371,10 @@ export class VersionSet implements LogUser {
   }
 
   /** The status of a change that cannot be done now. What frees space is possible as long as anything is. */
-  refusesWrites(kind: OpKind): Status | undefined {
+  refusesWrites(): Status | undefined {
     const { stopped } = this.log;
     if (stopped !== undefined) return stopped === "closed" ? "gone" : stopped;
     if (this.readOnly !== undefined) return "failed";
-    if (this.holdWrites && kind !== "trim" && kind !== "zero") {
-      this.#wake();
-      return "full";
-    }
     return undefined;
   }
 
@@ -396,9 +389,8 @@ export class VersionSet implements LogUser {
   *#reclaim(metadata: boolean): Task<boolean> {
     yield* this.store.dropSpares();
     if (yield* this.#hasRoom()) {
-      if (metadata || !this.#reserveGone) return true;
-      this.#reserveGone = !(yield* this.#keepReserve());
-      if (!this.#reserveGone) return true;
+      if (metadata) return true;
+      if ((yield* this.keepReserve()) && (yield* this.#hasRoom())) return true;
     }
     if (metadata) {
       yield* this.#retireDead();
@@ -416,8 +408,7 @@ export class VersionSet implements LogUser {
       let cleaned = 0;
       while (cleaned < RECLAIM_SEGMENTS_MAX && (yield* this.cleaner.cleanInTurn())) cleaned++;
       if (cleaned > 0) yield* this.#retireDead();
-      this.#reserveGone = !(yield* this.#keepReserve());
-      if (!this.#reserveGone && (yield* this.#hasRoom())) return true;
+      if ((yield* this.keepReserve()) && (yield* this.#hasRoom())) return true;
       if (cleaned === 0) break;
     }
     return false;
@@ -600,7 +591,7 @@ export class VersionSet implements LogUser {
   #change(plan: () => Control, name: undefined): Task<undefined>;
   *#change(plan: () => Control, name: string | undefined): Task<Version | undefined> {
     if (this.#closing) throw new Refusal("in-use", "the server is shutting down");
-    const refused = this.refusesWrites("trim");
+    const refused = this.refusesWrites();
     if (refused !== undefined)
       throw new Refusal(
         "storage-failed",
@@ -717,7 +708,7 @@ export class VersionSet implements LogUser {
     }
     yield* this.#retire();
     // Without a reserve no data is taken: what frees space must always find some.
-    if (!clean) this.#reserveGone = !(yield* this.#keepReserve());
+    if (!clean) yield* this.keepReserve();
   }
 
   /** As segments come and go, and as soon as there is room again. */
@@ -726,6 +717,11 @@ export class VersionSet implements LogUser {
     if (!this.#reserveGone && count === this.#reservedFor) return;
     this.#reservedFor = count;
     this.#reserveGone = !(yield* this.#keepReserve()) && this.#reserveGone;
+  }
+
+  *keepReserve(): Task<boolean> {
+    this.#reserveGone = !(yield* this.#keepReserve());
+    return !this.#reserveGone;
   }
 
   /** A set that has data keeps space for what must be written on a full disk. False when there is none to keep. */

@@ -143,7 +143,7 @@ export class Version implements BlockDevice {
     if (status !== undefined) return end(op, status);
     if (from < 0 || from + op.length > source.size) return end(op, "range");
     if (op.length > COPY_BYTES_MAX) return end(op, "invalid");
-    const refused = this.node.kind === "snapshot" ? "denied" : this.#set.refusesWrites("write");
+    const refused = this.node.kind === "snapshot" ? "denied" : this.#set.refusesWrites();
     if (refused !== undefined) return end(op, refused);
     this.busy++;
     const block = op.offset / BLOCK_BYTES;
@@ -373,7 +373,7 @@ export class Version implements BlockDevice {
   /* ---------------------------------------------------------------- changes */
 
   #change(op: BlockOp): void {
-    const refused = this.node.kind === "snapshot" ? "denied" : this.#set.refusesWrites(op.kind);
+    const refused = this.node.kind === "snapshot" ? "denied" : this.#set.refusesWrites();
     if (refused !== undefined) return end(op, refused);
     if (op.kind === "zero" && op.fastOnly && op.noHole) return end(op, "unsupported");
     if (op.kind === "compare-write" && op.length > BOUNCE_BYTES - BLOCK_BYTES) return end(op, "invalid");

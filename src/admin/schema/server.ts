@@ -40,7 +40,7 @@ export const SpaceStatus = z
     used: bytes,
     capacity: bytes.describe("The file system, or what --capacity allows."),
     available: bytes,
-    hold: z.boolean().describe("What --capacity allows is used up: writes that take space are refused."),
+    limited: z.boolean().describe("The capacity is that of --capacity, and not the file system's."),
     softPercent: z.number(),
     hardPercent: z.number(),
   })

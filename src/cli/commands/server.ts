@@ -6,6 +6,7 @@ import { Refusal } from "#base/refusal";
 import { formatSize } from "#base/size";
 import { Context } from "../context.ts";
 import { facts, formatMoment, formatSpan, paint, table } from "../output.ts";
+import { parseMetrics } from "../prometheus.ts";
 
 type Status = ApiReply<"GET /v1/status">;
 type Check = ApiReply<"GET /v1/doctor">["checks"][number];
@@ -37,7 +38,10 @@ export function addServerCommands(program: Command): void {
     .command("metrics")
     .description("print what Prometheus would scrape")
     .action(async (_options: object, command: Command) => {
-      process.stdout.write(await new Context(command).api.call("GET /metrics", {}));
+      const context = new Context(command);
+      const text = await context.api.call("GET /metrics", {});
+      if (!context.json) process.stdout.write(text);
+      else context.show(parseMetrics(text), String);
     });
   program
     .command("connections")
