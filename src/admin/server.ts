@@ -424,8 +424,8 @@ export class Server {
   }
 
   #poolFacts(): PoolFacts {
-    const { level, available, used, capacity, limited } = this.space;
-    return { level, available, used, ...(limited ? { limit: { total: capacity, available } } : {}) };
+    const { available, used, soft, capacity, limited } = this.space;
+    return { available, used, soft, ...(limited ? { limit: { total: capacity, available } } : {}) };
   }
 }
 

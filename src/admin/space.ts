@@ -25,6 +25,8 @@ export interface SpaceNow {
   readonly used: Bytes;
   readonly capacity: Bytes;
   readonly available: Bytes;
+  /** What is available when the soft threshold is reached. */
+  readonly soft: Bytes;
   /** `capacity` is what --capacity allows, and not what the file system has. */
   readonly limited: boolean;
 }
@@ -39,7 +41,7 @@ export class SpaceWatch {
   #lookedForMs = 0;
   /** Told whenever it was looked. */
   onLook: ((now: SpaceNow) => void) | undefined;
-  now: SpaceNow = { level: "ok", used: 0, capacity: 0, available: 0, limited: false };
+  now: SpaceNow = { level: "ok", used: 0, capacity: 0, available: 0, soft: 0, limited: false };
 
   constructor(settings: SpaceSettings, problems: Problems, usedBySets: () => Promise<Bytes>) {
     this.#settings = settings;
@@ -100,7 +102,8 @@ export class SpaceWatch {
     const percent = capacity === 0 ? 100 : (1 - available / capacity) * 100;
     const isFull = percent >= hardPercent || available < SEGMENT_BYTES;
     const level = isFull ? "hard" : percent >= softPercent ? "soft" : "ok";
-    return { level, used, capacity, available, limited };
+    const soft = Math.floor(capacity * (1 - softPercent / 100));
+    return { level, used, capacity, available, soft, limited };
   }
 
   #tell(): void {

@@ -21,14 +21,14 @@ const NAME_PREFIX = "iqn.2024-01.org.ashlar";
 export function makeIscsiFront({ env, table, directory, book }: FrontContext, start: FrontStart): Front {
   const { serverUuid = "" } = start.options as IscsiOptions;
   // Of the disk that all volumes share; nothing is known before it was looked at for the first time.
-  let space: PoolFacts = { level: "ok", available: 0, used: 0 };
+  let space: PoolFacts = { available: 0, used: 0, soft: 0 };
   const meters = new Map<string, Meter>();
   const meterOf = (device: string): Meter => {
     let meter = meters.get(device);
     if (meter === undefined) meters.set(device, (meter = new Meter()));
     return meter;
   };
-  const provisioning = { available: () => space.available, used: () => space.used };
+  const provisioning = { available: () => space.available, used: () => space.used, soft: () => space.soft };
   const front = new IscsiFront(env, table, directory, book, {
     targetName: `${NAME_PREFIX}:${serverUuid.replaceAll("-", "").toLowerCase()}`,
     meterOf,
@@ -64,8 +64,9 @@ export function makeIscsiFront({ env, table, directory, book }: FrontContext, st
     meters: () => meters,
     facts: () => describe(front),
     space: (now) => {
-      if (space.level === "ok" && now.level !== "ok") front.tellThreshold();
+      const before = space.available;
       space = now;
+      front.spaceChanged(before, now.available);
     },
     endSession: (session) => front.endSession(session),
     drain: () => front.drain(),

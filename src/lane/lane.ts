@@ -19,6 +19,7 @@ import {
   type LaneCalls,
   type LaneFacts,
   type MeterFacts,
+  type PoolFacts,
   refusalFacts,
   type SetChange,
   type SetFacts,
@@ -49,6 +50,8 @@ export class Lane {
   #opening = 0;
   readonly #waitingToOpen: (() => void)[] = [];
   readonly #fronts = new Map<string, RunningFront>();
+  /** What was last told about the space. */
+  #pool: PoolFacts | undefined;
   readonly #directory = new LaneDirectory();
   readonly #book = new ReservationBook();
   readonly #table = new ProtectionTable(this.#directory, (device) => this.#book.gate(device.uuid));
@@ -104,6 +107,7 @@ export class Lane {
     "front.resume": (given) => now(() => this.#resume(given)),
     "space.now": (given) =>
       now(() => {
+        this.#pool = given;
         if (given.limit !== undefined) this.#limit.tell(given.limit.total, given.limit.available);
         for (const { front } of this.#fronts.values()) front.space?.(given);
       }),
@@ -286,6 +290,7 @@ export class Lane {
     const context = { env: this.#env, table: this.#table, directory: this.#directory, book: this.#book };
     const front = maker({ ...context, handOver: handover === undefined ? undefined : handOver }, given);
     this.#fronts.set(given.name, { kind: given.front, front });
+    if (this.#pool !== undefined) front.space?.(this.#pool);
   }
 
   *#listen(name: string, address: Address): Task<Address> {

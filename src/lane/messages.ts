@@ -149,9 +149,10 @@ export interface ConnectionFacts {
 }
 /** The space that all thin volumes share. */
 export interface PoolFacts {
-  readonly level: "ok" | "soft" | "hard";
   readonly available: Bytes;
   readonly used: Bytes;
+  /** What is available when the soft threshold is reached. */
+  readonly soft: Bytes;
   /** Of a capacity that was set. */
   readonly limit?: { readonly total: Bytes; readonly available: Bytes };
 }

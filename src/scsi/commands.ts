@@ -31,6 +31,8 @@ export interface Command {
   readonly hearsNoAttention: boolean;
   readonly worksInSanitize: boolean;
   readonly worksInStandby: boolean;
+  /** With these fields it takes nothing from who has reserved the unit: then only the old RESERVE refuses it. */
+  readonly isHarmless?: (task: ScsiTask) => boolean;
   readonly start: Step;
 }
 
@@ -110,8 +112,10 @@ add(
   { worksInStandby: true },
   state.modeSelect,
 );
-add(Op.START_STOP_UNIT, undefined, [0x01, 0, 0x0f, 0xf7, 0x07], "write", {}, state.startStopUnit);
-add(Op.PREVENT_ALLOW, undefined, [0, 0, 0, 0x03, 0x07], "write", {}, state.preventAllow);
+const STARTS: Traits = { isHarmless: state.isPlainStart };
+const ALLOWS: Traits = { isHarmless: state.isAllow };
+add(Op.START_STOP_UNIT, undefined, [0x01, 0, 0x0f, 0xf7, 0x07], "write", STARTS, state.startStopUnit);
+add(Op.PREVENT_ALLOW, undefined, [0, 0, 0, 0x03, 0x07], "write", ALLOWS, state.preventAllow);
 
 add(Op.READ_6, undefined, [0x1f, F, F, F, 0x07], "read", READS, read);
 add(Op.READ_10, undefined, in10(0xf8), "read", READS, read);
@@ -145,7 +149,7 @@ add(Op.ORWRITE_16, undefined, in16(0xf8), "write", CHANGES, writing.orWrite);
 add(Op.WRITE_SAME_10, undefined, in10(0xf8), "write", CHANGES, writing.writeSame);
 add(Op.WRITE_SAME_16, undefined, in16(0xf9), "write", CHANGES, writing.writeSame);
 add(Op.UNMAP, undefined, [0x01, 0, 0, 0, 0, 0x1f, F, F, 0x07], "write", CHANGES, writing.unmap);
-const SANITIZE_USAGE = [0x80, 0, 0, 0, 0, 0, F, F, 0x07];
+const SANITIZE_USAGE = [0xa0, 0, 0, 0, 0, 0, F, F, 0x07];
 add(Op.SANITIZE, Sa.SANITIZE_OVERWRITE, SANITIZE_USAGE, "write", CHANGES, writing.sanitizeOverwrite);
 add(Op.SANITIZE, Sa.SANITIZE_BLOCK_ERASE, SANITIZE_USAGE, "write", CHANGES, writing.sanitizeErase);
 add(Op.SANITIZE, Sa.SANITIZE_EXIT_FAILURE_MODE, SANITIZE_USAGE, "write", READS, writing.sanitizeExit);

@@ -13,7 +13,7 @@ import type { LogicalUnit } from "./unit.ts";
 /** The most attentions that wait for one nexus at one unit; beyond that, the oldest ones are forgotten. */
 const ATTENTIONS_MAX = 8;
 
-/** A target port, with the state of its group (asymmetric logical unit access). */
+/** A target port, with the group that it belongs to (asymmetric logical unit access). */
 export interface TargetPort extends PortIdentity {
   readonly portal: PortGroup;
 }
@@ -22,10 +22,6 @@ export class PortGroup {
   readonly ports: TargetPort[] = [];
   /** All groups of the target, this one among them. */
   readonly siblings: PortGroup[];
-  /** Of `AccessState`. */
-  state = 0;
-  /** SPC-4 §6.33: 1 when the last change was asked for by a host, 2 when it was our own. */
-  changedBy: 0 | 1 | 2 = 0;
   constructor(id: number, siblings: PortGroup[]) {
     this.id = id;
     this.siblings = siblings;

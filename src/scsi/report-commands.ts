@@ -24,11 +24,9 @@ import {
 import { encodeSense, SENSE_BYTES_MAX, Sense } from "#wire/scsi/sense";
 import type { Nexus } from "./nexus.ts";
 import type { ScsiTask, Step } from "./task.ts";
-import type { LogicalUnit } from "./unit.ts";
+import { type LogicalUnit, THRESHOLD_EXPONENT } from "./unit.ts";
 
 const FLAGS_BYTE = 1;
-/** The threshold of thin provisioning is counted in 2^this blocks. SBC-3 §6.6.6. */
-const THRESHOLD_EXPONENT = 11;
 
 export const testUnitReady: Step = (task) => task.server.end(task);
 
@@ -98,6 +96,8 @@ export const requestSense: Step = (task) => {
   } else if (unit.sanitize !== undefined) {
     sense.set(SenseKey.NOT_READY, Asc.SANITIZE_IN_PROGRESS);
     sense.progress = unit.sanitize.progress;
+  } else if (unit.sanitizeFailed !== undefined) {
+    sense.set(SenseKey.MEDIUM_ERROR, Asc.SANITIZE_FAILED);
   } else {
     sense.set(SenseKey.NO_SENSE, Asc.NONE);
   }

@@ -40,7 +40,7 @@ export interface SharedReservations {
 }
 
 /** How a service action ended. "full": no room for another registration. */
-export type Outcome = "ok" | "conflict" | "invalid-parameter" | "invalid-release" | "full";
+export type Outcome = "ok" | "conflict" | "invalid-parameter" | "invalid-type" | "invalid-release" | "full";
 
 export interface Effects {
   readonly outcome: Outcome;
@@ -183,6 +183,7 @@ export class Reservations {
       fromAll ? one.nexus !== nexus : one.key === victimKey && !(takesOver && one.nexus === nexus),
     );
     if (victims.length === 0 && !takesOver) return plain("conflict");
+    if (takesOver && !isReservationType(type)) return plain("invalid-type");
 
     const attentions: [string, number][] = [];
     const typeBefore = this.#type;

@@ -113,14 +113,8 @@ export const persistentReserveOut: Step = (task) => {
   const action = task.byte(CDB_PR_OUT.action) & ACTION_MASK;
   const type = task.byte(CDB_PR_OUT.type);
   const length = task.cdb.getUint32(CDB_PR_OUT.length);
-  const usesType =
-    action === PrOut.RESERVE ||
-    action === PrOut.RELEASE ||
-    action === PrOut.PREEMPT ||
-    action === PrOut.PREEMPT_AND_ABORT;
-  // Scope 0 (the unit) is in the upper half; element scopes are obsolete.
-  if (usesType && action !== PrOut.RELEASE && !isReservationType(type))
-    return task.server.invalidField(task, CDB_PR_OUT.type);
+  // Scope 0 (the unit) is in the upper half; element scopes are obsolete. PREEMPT looks at it when it comes to reserve.
+  if (action === PrOut.RESERVE && !isReservationType(type)) return task.server.invalidField(task, CDB_PR_OUT.type);
   if (length < OUT_LIST.byteLength || length > OUT_BYTES_MAX)
     return task.server.fail(task, SenseKey.ILLEGAL_REQUEST, Asc.PARAMETER_LIST_LENGTH_ERROR, CDB_PR_OUT.length);
   task.server.collect(task, length, outCollected);
@@ -187,6 +181,7 @@ function settle(task: ScsiTask, effects: Effects, undo: () => void): void {
   const unit = task.unit!;
   if (effects.outcome === "conflict") return server.conflict(task);
   if (effects.outcome === "invalid-parameter") return server.invalidParameter(task, OUT_LIST.newKey);
+  if (effects.outcome === "invalid-type") return server.invalidField(task, CDB_PR_OUT.type);
   if (effects.outcome === "invalid-release") return server.fail(task, SenseKey.ILLEGAL_REQUEST, Asc.INVALID_RELEASE);
   if (effects.outcome === "full")
     return server.fail(task, SenseKey.ILLEGAL_REQUEST, Asc.INSUFFICIENT_REGISTRATION_RESOURCES);

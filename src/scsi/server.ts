@@ -299,6 +299,8 @@ export class DeviceServer {
       task.status = SamStatus.CHECK_CONDITION;
       return this.end(task);
     }
+    if (unit.sanitizeFailed !== undefined && !command.worksInSanitize && command.opcode !== Op.SANITIZE)
+      return this.fail(task, SenseKey.MEDIUM_ERROR, Asc.SANITIZE_FAILED);
     if (command.changes && (task.device!.readOnly || unit.mode.softwareWriteProtect))
       return this.endWith(task, "denied");
     command.start(task);
@@ -308,7 +310,7 @@ export class DeviceServer {
     const { reservations } = task.unit!;
     if (command.access === "free") return false;
     if (command.access === "write" && canary.armed === "scsi-write-not-judged") return false;
-    if (command.access === "status")
+    if (command.access === "status" || command.isHarmless?.(task) === true)
       return reservations.legacyHolder !== undefined && reservations.legacyHolder !== task.nexus.name;
     return reservations.refuses(task.nexus.name, command.access);
   }
@@ -316,7 +318,7 @@ export class DeviceServer {
   /** Why a unit cannot take a command that touches the medium: a code of NOT READY, or 0. */
   #notReady(task: ScsiTask, command: Command): number {
     const unit = task.unit!;
-    const { state } = task.nexus.port.portal;
+    const state = unit.accessOf(task.nexus.port.portal);
     if (state === AccessState.STANDBY && !command.worksInStandby) return Asc.STANDBY;
     if (state === AccessState.UNAVAILABLE && !command.worksInStandby) return Asc.UNAVAILABLE;
     if (unit.sanitize !== undefined && !command.worksInSanitize) return Asc.SANITIZE_IN_PROGRESS;

@@ -2,9 +2,10 @@
 import { layout, writeU64 } from "#base/layout";
 import { CDB_MAINTENANCE, CDB_MODE_6, CDB_MODE_10, CDB_PREVENT, CDB_START_STOP } from "#wire/scsi/cdb";
 import { AccessState, Asc, Op, SenseKey } from "#wire/scsi/codes";
-import { applyModePages, encodeModePages, ModeControl, ModePage } from "#wire/scsi/mode";
+import { applyModePages, encodeModePages, ModeControl, ModeSubpage } from "#wire/scsi/mode";
 import type { PortGroup } from "./nexus.ts";
 import type { ScsiTask, Step } from "./task.ts";
+import type { LogicalUnit } from "./unit.ts";
 
 const FLAGS_BYTE = 1;
 
@@ -28,12 +29,10 @@ export const modeSense: Step = (task) => {
   const subpage = task.byte(CDB_MODE_6.subpage);
   if (control === ModeControl.SAVED)
     return task.server.fail(task, SenseKey.ILLEGAL_REQUEST, Asc.SAVING_NOT_SUPPORTED, CDB_MODE_6.page);
-  const ALL_SUBPAGES = 0xff;
-  if (subpage !== 0 && !(subpage === ALL_SUBPAGES && code === ModePage.ALL))
-    return task.server.invalidField(task, CDB_MODE_6.subpage);
   const unit = task.unit!;
-  const pages = encodeModePages(code, control, unit.mode);
-  if (pages === undefined) return task.server.invalidField(task, CDB_MODE_6.page);
+  const pages = encodeModePages(code, subpage, control, unit.mode, unit.thresholdDefault);
+  if (pages === undefined)
+    return task.server.invalidField(task, subpage === ModeSubpage.NONE ? CDB_MODE_6.page : CDB_MODE_6.subpage);
 
   const hasDescriptor = (flags & DBD) === 0;
   const isLong = !isShort && (flags & LLBAA) !== 0;
@@ -93,7 +92,7 @@ const modeSelected: Step = (task) => {
     if (blockLength !== 0 && blockLength !== unit.blockSize)
       return server.invalidParameter(task, headerLength + DESCRIPTOR.blockLength);
   }
-  const fault = applyModePages(list.subarray(headerLength + descriptors), unit.mode);
+  const fault = applyModePages(list.subarray(headerLength + descriptors), unit.mode, unit.thresholdDefault);
   if (fault === "length") return tooShort();
   if (fault !== undefined) return server.invalidParameter(task, headerLength + descriptors + fault);
   unit.tell(Asc.MODE_PARAMETERS_CHANGED, task.nexus);
@@ -102,13 +101,16 @@ const modeSelected: Step = (task) => {
 
 /* ------------------------------------------- START STOP UNIT, PREVENT ALLOW … */
 
+const LOAD_OR_EJECT = 0x02;
+const START = 0x01;
+const NO_FLUSH = 0x04;
+const PREVENT_MASK = 0x03;
+
 /**
  * A volume does not spin: stopping it flushes, and leaves it ready. Ejecting takes the medium out of a removable unit
  * until it is loaded again. SBC-3 §5.29.
  */
 export const startStopUnit: Step = (task) => {
-  const LOAD_OR_EJECT = 0x02;
-  const START = 0x01;
   const unit = task.unit!;
   const action = task.byte(CDB_START_STOP.action);
   const condition = action >> 4;
@@ -133,14 +135,19 @@ const ejected: Step = (task) => {
   task.server.endWith(task, task.op.status);
 };
 
+/** START, and nothing else: what SBC-3 table 14 lets everybody do, whoever has reserved the unit. */
+export const isPlainStart = (task: ScsiTask): boolean =>
+  (task.byte(CDB_START_STOP.action) & ~NO_FLUSH) === START && task.byte(CDB_START_STOP.modifier) === 0;
+
 export const preventAllow: Step = (task) => {
-  const PREVENT_MASK = 0x03;
   const prevent = task.byte(CDB_PREVENT.prevent) & PREVENT_MASK;
   if (prevent > 1) return task.server.invalidField(task, CDB_PREVENT.prevent);
   if (prevent === 1) task.unit!.preventing.add(task.nexus);
   else task.unit!.preventing.delete(task.nexus);
   task.server.end(task);
 };
+/** SPC-4 table 66: allowing a removal takes nothing from anybody. */
+export const isAllow = (task: ScsiTask): boolean => (task.byte(CDB_PREVENT.prevent) & PREVENT_MASK) === 0;
 
 /* ------------------------------------------------ asymmetric logical unit access */
 
@@ -157,19 +164,21 @@ export const reportTargetPortGroups: Step = (task) => {
   const bytes: number[] = [];
   if (format === 1)
     bytes.push(...new Array<number>(EXTENDED_HEADER.byteLength).fill(0).with(EXTENDED_HEADER.format, 0x10));
-  for (const group of task.nexus.port.portal.siblings) bytes.push(...encodeGroup(group));
+  for (const group of task.nexus.port.portal.siblings) bytes.push(...encodeGroup(group, task.unit!));
   const reply = new Uint8Array(LENGTH_BYTES + bytes.length);
   new DataView(reply.buffer).setUint32(0, bytes.length);
   reply.set(bytes, LENGTH_BYTES);
   task.server.reply(task, reply, task.cdb.getUint32(CDB_MAINTENANCE.length));
 };
-function encodeGroup(group: PortGroup): Uint8Array {
+function encodeGroup(group: PortGroup, unit: LogicalUnit): Uint8Array {
+  /** SPC-4 §6.37: who has changed the state last. */
+  const Status = { NOBODY: 0, HOST: 1 } as const;
   const bytes = new Uint8Array(GROUP.byteLength + PORT.byteLength * group.ports.length);
   const view = new DataView(bytes.buffer);
-  bytes[GROUP.state] = group.state;
+  bytes[GROUP.state] = unit.accessOf(group);
   bytes[GROUP.supported] = STATES_SUPPORTED;
   view.setUint16(GROUP.id, group.id);
-  bytes[GROUP.status] = group.changedBy;
+  bytes[GROUP.status] = unit.access.has(group) ? Status.HOST : Status.NOBODY;
   bytes[GROUP.ports] = group.ports.length;
   for (const [index, port] of group.ports.entries())
     view.setUint16(GROUP.byteLength + PORT.byteLength * index + PORT.id, port.relativeId);
@@ -194,7 +203,8 @@ const groupsCollected: Step = (task) => {
     return server.fail(task, SenseKey.ILLEGAL_REQUEST, Asc.PARAMETER_LIST_LENGTH_ERROR);
   const view = new DataView(list.buffer);
   const groups = task.nexus.port.portal.siblings;
-  const states = new Map(groups.map((group) => [group, group.state]));
+  const unit = task.unit!;
+  const states = new Map(groups.map((group) => [group, unit.accessOf(group)]));
   for (let at = SET_HEADER_BYTES; at < list.length; at += SET_GROUP.byteLength) {
     const group = groups.find((one) => one.id === view.getUint16(at + SET_GROUP.id));
     const state = list[at + SET_GROUP.state]! & 0x0f;
@@ -202,18 +212,17 @@ const groupsCollected: Step = (task) => {
     if (state > AccessState.UNAVAILABLE) return server.invalidParameter(task, at + SET_GROUP.state);
     states.set(group, state);
   }
-  // A target without a usable path could not even be told to come back.
+  // A unit without a usable path could not even be told to come back.
   if (![...states.values()].some((state) => state <= AccessState.NON_OPTIMIZED))
     return server.invalidParameter(task, SET_HEADER_BYTES);
   applyStates(task, states);
   server.end(task);
 };
 function applyStates(task: ScsiTask, states: ReadonlyMap<PortGroup, number>): void {
-  const BY_HOST = 1;
+  const unit = task.unit!;
   for (const [group, state] of states) {
-    if (group.state === state) continue;
-    group.state = state;
-    group.changedBy = BY_HOST;
-    for (const view of task.nexus.units.list()) view.unit.tell(Asc.ASYMMETRIC_ACCESS_CHANGED, task.nexus);
+    if (unit.accessOf(group) === state) continue;
+    unit.access.set(group, state);
+    unit.tell(Asc.ASYMMETRIC_ACCESS_CHANGED, task.nexus);
   }
 }

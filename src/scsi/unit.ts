@@ -4,12 +4,12 @@
  */
 import type { Bytes } from "#base/units";
 import type { BlockDevice } from "#device/device";
-import { Asc } from "#wire/scsi/codes";
+import { AccessState, Asc } from "#wire/scsi/codes";
 import { euiOf, naaOf } from "#wire/scsi/identity";
 import type { BlockLimits } from "#wire/scsi/inquiry";
 import { ModeState } from "#wire/scsi/mode";
 import { CopyHistory } from "./copy-history.ts";
-import type { Nexus } from "./nexus.ts";
+import type { Nexus, PortGroup } from "./nexus.ts";
 import type { Reservations } from "./reservations.ts";
 import type { Sanitize } from "./sanitize.ts";
 import type { ScsiTask } from "./task.ts";
@@ -31,7 +31,11 @@ export const UNMAP_BYTES_MAX: Bytes = 512 * 1024 * 1024;
 export interface Provisioning {
   available(): Bytes;
   used(): Bytes;
+  /** What is available when hosts are to be told that space gets short, unless they have said otherwise. */
+  soft(): Bytes;
 }
+/** The threshold of thin provisioning is counted in 2^this blocks. SBC-3 §6.6.6. */
+export const THRESHOLD_EXPONENT = 11;
 
 export interface UnitOptions {
   readonly removable?: boolean;
@@ -60,7 +64,10 @@ export class LogicalUnit {
   /** Of the medium of a removable unit. */
   loaded = true;
   sanitize: Sanitize | undefined;
-  sanitizeFailed = false;
+  /** The last sanitize failed: nothing is read or written until another one is done, or, if "unrestricted", given up. */
+  sanitizeFailed: "restricted" | "unrestricted" | undefined = undefined;
+  /** Access states that a host has set, by target port group; the others are optimized. SPC-4 §5.15. */
+  readonly access = new Map<PortGroup, number>();
   /** Copies that RECEIVE COPY RESULTS can ask for. */
   readonly copies = new CopyHistory();
   readonly #unwatch: () => void;
@@ -120,9 +127,25 @@ export class LogicalUnit {
     for (const nexus of this.nexuses) if (nexus.name === name) nexus.addAttention(this, asc);
   }
 
-  /** Tells hosts that the space for thin units runs out: SBC-3 §4.7.3.8. */
-  tellThreshold(): void {
-    if (!this.mode.exceptionsOff) this.tell(Asc.THIN_SOFT_THRESHOLD);
+  /** How the unit is reached through a target port group. */
+  accessOf(group: PortGroup): number {
+    return this.access.size === 0 ? AccessState.OPTIMIZED : (this.access.get(group) ?? AccessState.OPTIMIZED);
+  }
+
+  get #thresholdSetBytes(): Bytes {
+    return this.blockSize * 2 ** THRESHOLD_EXPONENT;
+  }
+  /** Where the server has the threshold, in threshold sets of available space; undefined when there is none. */
+  get thresholdDefault(): number | undefined {
+    if (this.provisioning === undefined) return undefined;
+    return Math.min(Math.floor(this.provisioning.soft() / this.#thresholdSetBytes), 0xffff_ffff);
+  }
+  /** The available space has changed: hosts are told when it has come to the threshold. SBC-3 §4.7.3.8. */
+  spaceChanged(before: Bytes, now: Bytes): void {
+    const { mode, thresholdDefault } = this;
+    if (thresholdDefault === undefined || !mode.thresholdOn || !mode.reportsThreshold || mode.exceptionsOff) return;
+    const threshold = (mode.threshold ?? thresholdDefault) * this.#thresholdSetBytes;
+    if (before > threshold && now <= threshold) this.tell(Asc.THIN_SOFT_THRESHOLD);
   }
 
   join(nexus: Nexus): void {

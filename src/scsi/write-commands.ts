@@ -299,6 +299,7 @@ const OVERWRITE = layout({ flags: 1, reserved: 1, patternLength: 2 });
 const PASSES_MASK = 0x1f;
 const INVERT = 0x80;
 const IMMEDIATE = 0x80;
+const UNRESTRICTED_EXIT = 0x20;
 
 /** Reserved bits are refused: who sets them wants something that a later standard means by them. */
 function hasReserved(task: ScsiTask): boolean {
@@ -347,7 +348,9 @@ const overwriteCollected: Step = (task) => {
 export const sanitizeExit: Step = (task) => {
   if (hasReserved(task)) return;
   if (task.cdb.getUint16(CDB_SANITIZE.length) !== 0) return task.server.invalidField(task, CDB_SANITIZE.length);
-  task.unit!.sanitizeFailed = false;
+  // SBC-3 §4.11.3: who has not allowed it with the command that failed must sanitize again.
+  if (task.unit!.sanitizeFailed === "restricted") return task.server.invalidField(task, FLAGS_BYTE);
+  task.unit!.sanitizeFailed = undefined;
   task.server.end(task);
 };
 
@@ -356,6 +359,7 @@ function startSanitize(task: ScsiTask, pattern: Uint8Array | undefined, passes: 
   const { server } = task;
   const unit = task.unit!;
   const immediate = (task.byte(FLAGS_BYTE) & IMMEDIATE) !== 0;
+  const failure = (task.byte(FLAGS_BYTE) & UNRESTRICTED_EXIT) !== 0 ? "unrestricted" : "restricted";
   const ticket = {};
   if (!immediate) {
     task.stage = "waiting";
@@ -369,7 +373,7 @@ function startSanitize(task: ScsiTask, pattern: Uint8Array | undefined, passes: 
     { pattern, passes, invert, rate: unit.sanitizeRate },
     (ok) => {
       unit.sanitize = undefined;
-      unit.sanitizeFailed = !ok;
+      unit.sanitizeFailed = ok ? undefined : failure;
       if (!ok) server.env.log.error({ volume: unit.device.uuid }, "sanitize failed");
       if (!immediate && task.extra === ticket) server.endWith(task, ok ? "ok" : "failed");
     },

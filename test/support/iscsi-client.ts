@@ -287,6 +287,37 @@ export class RawInitiator {
     }
   }
 
+  /** The most R2Ts of one command that waited for an answer at a time. */
+  r2tsAtOnce = 0;
+
+  /** A write whose first bytes come unasked: up to `immediate` with the command, up to `unsolicited` after it. */
+  async write(
+    cdb: readonly number[],
+    out: Buffer,
+    immediate: number,
+    unsolicited: number,
+  ): Promise<{ status: number; sense: Buffer }> {
+    const follows = unsolicited > immediate;
+    const head = this.command(cdb, out.length, "write", !follows);
+    const tag = head.readUInt32BE(16);
+    this.send(head, out.subarray(0, immediate));
+    const piece = 1024;
+    for (let at = immediate, sn = 0; at < unsolicited; at += piece, sn++) {
+      const end = Math.min(unsolicited, out.length, at + piece);
+      const isLast = end >= Math.min(unsolicited, out.length);
+      const words = { 16: tag, 20: 0xffffffff, 28: this.expStatSn, 36: sn, 40: at };
+      this.send(header(0x05, isLast ? 0x80 : 0, words), out.subarray(at, end));
+      if (isLast) break;
+    }
+    for (const waiting: Pdu[] = []; ; ) {
+      const pdu = waiting.length > 0 ? await this.tryRead(0) : await this.read();
+      if (pdu === undefined) this.answerR2t(waiting.shift()!, out);
+      else if (pdu.opcode === 0x31) this.r2tsAtOnce = Math.max(this.r2tsAtOnce, waiting.push(pdu));
+      else if (pdu.opcode === 0x21 && pdu.tag === tag)
+        return { status: pdu.head.getUint8(3), sense: pdu.data.subarray(2) };
+    }
+  }
+
   answerR2t(r2t: Pdu, out: Uint8Array): void {
     const offset = r2t.head.getUint32(40);
     const length = r2t.head.getUint32(44);
