@@ -5,7 +5,7 @@
 import { canary } from "#base/canary";
 import type { Memory } from "#base/memory";
 import type { Bytes, Millis } from "#base/units";
-import { type Ear, type Line, type LineEnd, Soon, type Turn } from "#env/env";
+import type { Ear, Line, LineEnd, Turn } from "#env/env";
 import { Login, type LoginAuthority } from "#proto/iscsi/login";
 import { ConnectionParameters } from "#proto/iscsi/negotiate";
 import { TRANSFER_BYTES_MAX } from "#scsi/unit";
@@ -27,7 +27,8 @@ import {
 import { Attribute, CommandFlag, DIGEST_BYTES, Opcode, RejectReason } from "#wire/iscsi/codes";
 import { Asc, SamStatus } from "#wire/scsi/codes";
 import { ControlPdus } from "./iscsi-control.ts";
-import { Outbox } from "./iscsi-outbox.ts";
+import { OUTBOX_BYTES, Outbox } from "./iscsi-outbox.ts";
+import type { Resting, Rounds } from "./iscsi-rounds.ts";
 import type { IscsiSession } from "./iscsi-session.ts";
 import type { IscsiTask } from "./iscsi-task.ts";
 
@@ -35,13 +36,10 @@ import type { IscsiTask } from "./iscsi-task.ts";
 const RECEIVE_BYTES = 33_280;
 /** From this much on, data is received where it belongs, and not by way of the receive buffer. */
 const DIRECT_BYTES_MIN = 8192;
-/**
- * Reads of about so many bytes are begun in a round; what they bring leaves before more is begun, while it is in the
- * processor's cache. Four sessions with 32 reads of 128 KiB each are served a fifth to a half faster for it.
- */
-const ROUND_BYTES = 512 * 1024;
 /** Additional header segments of which we know: none needs more. */
 const AHS_BYTES_MAX = 512;
+/** The memory that a connection takes, without what its commands do. */
+export const CONNECTION_BYTES: Bytes = RECEIVE_BYTES + BHS_BYTES + AHS_BYTES_MAX + OUTBOX_BYTES;
 /** Control PDUs that wait to be sent; beyond that nothing is received until they have left. */
 const CONTROL_WAITING_MAX = 64;
 
@@ -60,6 +58,7 @@ export type ConnectionEndReason =
 export interface ConnectionHome {
   readonly memory: Memory;
   readonly turn: Turn;
+  readonly rounds: Rounds;
   now(): Millis;
   authority(connection: IscsiConnection): LoginAuthority;
   connectionClosed(connection: IscsiConnection): void;
@@ -72,7 +71,7 @@ type Stage = "header" | "data" | "tail";
 /** What becomes of a PDU's data. */
 type Sink = "skip" | "task" | "bulk";
 
-export class IscsiConnection implements Ear {
+export class IscsiConnection implements Ear, Resting {
   readonly home: ConnectionHome;
   readonly line: Line;
   readonly outbox: Outbox;
@@ -107,16 +106,8 @@ export class IscsiConnection implements Ear {
   #end = 0;
   #receiving = false;
   #paused = false;
-  /** Bytes of reads begun in this round; and whether the rest of what was received waits for the next one. */
-  #begun = 0;
+  /** The rest of what was received waits for the next round. */
   #resting = false;
-  readonly #goOn = new Soon(() => {
-    this.#resting = false;
-    this.#begun = 0;
-    if (this.#closing) return;
-    this.#drain();
-    this.#receive();
-  });
   #stage: Stage = "header";
   #opcode = 0;
   #length = 0;
@@ -197,7 +188,6 @@ export class IscsiConnection implements Ear {
     this.heardAt = this.home.now();
     this.pingedAt = 0;
     this.bytesIn += count;
-    this.#begun = 0;
     if (this.#isDirect) this.#done += count;
     else this.#end += count;
     this.#isDirect = false;
@@ -255,7 +245,20 @@ export class IscsiConnection implements Ear {
 
   /* ------------------------------------------------------------------------------- PDUs */
 
+  #rest(): void {
+    this.#resting = true;
+    this.home.rounds.rest(this);
+  }
+  /** Of `Rounds`. */
+  goOn(): void {
+    this.#resting = false;
+    if (this.#closing) return;
+    this.#drain();
+    this.#receive();
+  }
+
   #drain(): void {
+    if (this.home.rounds.isFull && this.isFullFeature && !this.#resting && !this.#paused) this.#rest();
     for (let going = true; going && !this.#closing && !this.#paused && !this.#resting; ) {
       if (this.#stage === "header") going = this.#takeHeader();
       else if (this.#stage === "data") going = this.#takeData();
@@ -548,13 +551,7 @@ export class IscsiConnection implements Ear {
       });
       return;
     }
-    if (task.isRead) {
-      this.#begun += task.expectedLength;
-      if (this.#begun >= ROUND_BYTES) {
-        this.#resting = true;
-        this.home.turn.soon(this.#goOn);
-      }
-    }
+    if (task.isRead && this.home.rounds.begin(task.expectedLength)) this.#rest();
     session.advance();
     this.#deliver(task);
     if (session.hasEarly) session.drainEarly();

@@ -3,7 +3,7 @@
  * any more. One target; what it shows to a host is that host's grants. RFC 7143.
  */
 import { type Effect, perform, type Task } from "#base/task";
-import type { Millis } from "#base/units";
+import type { Bytes, Millis } from "#base/units";
 import type { Meter } from "#device/meter";
 import { type Address, type Alarm, type Env, isNetError, type Line, type Listener, type NetError } from "#env/env";
 import type { Hash } from "#proto/iscsi/chap";
@@ -15,8 +15,9 @@ import { DeviceServer } from "#scsi/server";
 import type { UnitOptions } from "#scsi/unit";
 import { AsyncEvent, LoginStatus } from "#wire/iscsi/codes";
 import { Asc } from "#wire/scsi/codes";
-import { type ConnectionHome, IscsiConnection } from "./iscsi-connection.ts";
+import { CONNECTION_BYTES, type ConnectionHome, IscsiConnection } from "./iscsi-connection.ts";
 import { type Portal, portalSettings, portalsFor } from "./iscsi-portals.ts";
+import { Rounds } from "./iscsi-rounds.ts";
 import { IscsiSession, type SessionHome } from "./iscsi-session.ts";
 import { IscsiTask } from "./iscsi-task.ts";
 import { UnitRegistry } from "./iscsi-units.ts";
@@ -30,8 +31,9 @@ const LOGIN_MS: Millis = 15_000;
 const SILENCE_MS: Millis = 30_000;
 const PING_MS: Millis = 60_000;
 const CONNECTIONS_MAX = 4096;
-/** Logins that have not ended, from all together: beyond, the oldest goes. */
-const LOGINS_MAX = 256;
+/** Logins that have not ended, and discovery sessions of nobody's: how many, and what of the memory; then the oldest goes. */
+const LOGINS_MAX = 1024;
+const LOGINS_MEMORY_SHARE = 1 / 8;
 /** Refused logins that `explain` can tell of. */
 const REFUSALS_MAX = 64;
 /** When the server stops: how long initiators have to log out by themselves. */
@@ -62,6 +64,7 @@ export class IscsiFront implements ConnectionHome, SessionHome {
   readonly env: Env;
   readonly memory: Env["memory"];
   readonly turn: Env["turn"];
+  readonly rounds: Rounds;
   readonly server: DeviceServer;
   readonly units: UnitRegistry;
   readonly targetName: string;
@@ -69,6 +72,7 @@ export class IscsiFront implements ConnectionHome, SessionHome {
   readonly refusals: Refused[] = [];
   readonly #options: IscsiFrontOptions;
   readonly #limits: TargetLimits;
+  readonly #loginsMax: number;
   readonly #groups: PortGroup[] = [];
   readonly #ports = new Map<number, TargetPort>();
   readonly #listeners: Listener[] = [];
@@ -95,11 +99,14 @@ export class IscsiFront implements ConnectionHome, SessionHome {
     this.env = env;
     this.memory = env.memory;
     this.turn = env.turn;
+    this.rounds = new Rounds(env.turn);
     this.server = new DeviceServer(env, book);
     this.units = new UnitRegistry(table, directory, book, options.unitOptions, options.meterOf);
     this.targetName = options.targetName;
     this.#options = options;
     this.#limits = { ...TARGET_LIMITS, ...options.limits };
+    const fitting = Math.floor((env.memory.bytes.length * LOGINS_MEMORY_SHARE) / CONNECTION_BYTES);
+    this.#loginsMax = Math.min(LOGINS_MAX, fitting);
     this.#alarm = env.clock.alarm(() => this.#tick());
     this.#stopAlarm = env.clock.alarm(() => this.#stopNow());
     // What an operator has cleared, its holders are to hear of.
@@ -129,14 +136,15 @@ export class IscsiFront implements ConnectionHome, SessionHome {
     this.#connections.add(connection);
     this.#portalOf.set(connection, portal);
     if (this.#draining || this.#connections.size > CONNECTIONS_MAX) return connection.close("stopped");
-    const logins = [...this.#loggingIn()];
+    const strangers = [...this.#strangers()];
     // Strangers that dawdle must not keep everyone else out.
-    if (logins.length > LOGINS_MAX) logins[0]!.close("silent", "too many logins at a time");
+    if (strangers.length > this.#loginsMax) strangers[0]!.close("silent", "too many strangers at a time");
     connection.start();
   }
-  *#loggingIn(): Iterable<IscsiConnection> {
+  /** Connections of initiators that no host has, or that have not said who they are. */
+  *#strangers(): Iterable<IscsiConnection> {
     for (const connection of this.#connections)
-      if (!connection.isFullFeature && !connection.isClosing) yield connection;
+      if (!connection.isClosing && (!connection.isFullFeature || connection.session?.host === "")) yield connection;
   }
 
   get sessions(): readonly IscsiSession[] {
@@ -279,9 +287,9 @@ export class IscsiFront implements ConnectionHome, SessionHome {
     this.#checkDrained();
   }
 
-  /** The space that thin units share gets short: all their hosts are told. */
-  tellThreshold(): void {
-    for (const unit of this.units.units) if (unit.provisioning !== undefined) unit.tellThreshold();
+  /** The space that thin units share has changed: their hosts are told when it gets short. */
+  spaceChanged(before: Bytes, now: Bytes): void {
+    for (const unit of this.units.units) unit.spaceChanged(before, now);
   }
 
   /* ---------------------------------------------------------------------------- logins */

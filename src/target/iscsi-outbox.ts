@@ -13,6 +13,8 @@ import type { IscsiTask } from "./iscsi-task.ts";
 
 /** Bytes of one header area: a class of `Memory`. */
 const AREA_BYTES = 8704;
+/** What an outbox takes for as long as it lives. */
+export const OUTBOX_BYTES = 2 * AREA_BYTES;
 /** Pieces that one PDU takes at most: header, data, padding with digest. */
 const PDU_PIECES = 3;
 /** The bytes that a PDU takes of the area at most: header, both digests, padding, sense. */

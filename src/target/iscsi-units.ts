@@ -85,7 +85,7 @@ export class UnitRegistry {
     const shared = this.#units.get(key);
     if (shared === undefined || shared.unit !== unit || --shared.users > 0) return;
     // A sanitize goes on whether anybody looks or not; mode parameters stay while somebody is logged in.
-    if (unit.sanitize !== undefined) return;
+    if (unit.sanitize !== undefined || unit.sanitizeFailed !== undefined) return;
     this.#units.delete(key);
     unit.close();
   }

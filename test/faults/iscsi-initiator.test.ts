@@ -199,6 +199,21 @@ describe("iSCSI initiators that misbehave", () => {
     await serves();
   });
 
+  it("strangers that stay in discovery sessions keep nobody out", { timeout: 60_000 }, async () => {
+    // More than an eighth of the target's memory has room for.
+    const COUNT = 300;
+    const crowd: RawInitiator[] = [];
+    for (let index = 0; index < COUNT; index++) {
+      const one = await RawInitiator.connect(rig.port);
+      assert.equal(await one.login({ initiator: `iqn.2024-01.test:stranger${index}` }), 0);
+      crowd.push(one);
+    }
+    await crowd[0]!.closed();
+    assert.equal(await crowd.at(-1)!.sendTargets("All"), "", "the last ones are there, and are told of nothing");
+    await serves();
+    for (const one of crowd) one.close();
+  });
+
   it("a second login of the same initiator port ends the first session, and only then begins", async () => {
     const first = await open();
     const second = await RawInitiator.connect(rig.port);
