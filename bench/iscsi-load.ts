@@ -10,7 +10,8 @@ import { KIB } from "#test/support/temp";
 const BHS_BYTES = 48;
 const DIGEST_BYTES = 4;
 const SECTOR = 512;
-const RECEIVE_BYTES = 512 * KIB;
+/** All sessions receive into one buffer: what has come is looked at before anything else is received. */
+const RECEIVED = Buffer.allocUnsafeSlow(512 * KIB);
 /** A parameter that libiscsi offers too. */
 const BURST_BYTES = 256 * KIB;
 const FINAL = 0x80;
@@ -30,10 +31,10 @@ export interface IscsiTarget {
   readonly port: number;
   readonly iqn: string;
 }
-/** One session: who logs in, and which unit it uses. */
+/** One session: who logs in, and which units it uses, one after the other. */
 export interface IscsiUser {
   readonly initiator: string;
-  readonly lun: number;
+  readonly luns: readonly number[];
 }
 export interface IscsiOutcome {
   readonly operations: number;
@@ -115,7 +116,7 @@ class Line {
       host: "127.0.0.1",
       noDelay: true,
       onread: {
-        buffer: Buffer.allocUnsafeSlow(RECEIVE_BYTES),
+        buffer: RECEIVED,
         callback: (count, buffer) => {
           this.#receive(buffer as Buffer, count);
           return true;
@@ -171,16 +172,21 @@ class Line {
     this.#segmentMax = Math.min(Number(this.#keys.get("MaxRecvDataSegmentLength") ?? 8 * KIB), BURST_BYTES);
     const firstBurst = Math.min(Number(this.#keys.get("FirstBurstLength") ?? 64 * KIB), BURST_BYTES);
     this.#immediateMax = this.#keys.get("ImmediateData") === "No" ? 0 : Math.min(firstBurst, this.#segmentMax);
-    // Unit attentions, until the unit is ready.
+    for (const lun of this.#user.luns) await this.#settle(lun);
+    this.#kept = undefined;
+  }
+
+  /** Fetches unit attentions, until the unit is ready. */
+  async #settle(lun: number): Promise<void> {
     for (let tries = 0; ; tries++) {
       const head = this.#command(0x81, 0);
+      head.writeUInt16BE(lunWord(lun), 8);
       head.set(TUR, 32);
       this.#cmdSn++;
       const answer = await this.#ask(this.#withDigest(head));
-      if (answer[3] === 0) break;
-      if (tries > 8) throw new Error(`unit ${this.#user.lun} does not become ready`);
+      if (answer[3] === 0) return;
+      if (tries > 8) throw new Error(`unit ${lun} does not become ready`);
     }
-    this.#kept = undefined;
   }
 
   /** Sends a PDU during the login and waits for the next one. */
@@ -218,21 +224,21 @@ class Line {
     return Math.min(this.#immediateMax, this.#load!.block);
   }
 
-  /** A command's header but for its CDB. */
+  /** A command's header but for its unit and its CDB. */
   #command(flags: number, expected: number): Buffer {
-    const head = header(0x01, flags, { 16: this.#tag++, 20: expected, 24: this.#cmdSn, 28: this.#expStatSn });
-    head.writeUInt16BE(lunWord(this.#user.lun), 8);
-    return head;
+    return header(0x01, flags, { 16: this.#tag++, 20: expected, 24: this.#cmdSn, 28: this.#expStatSn });
   }
 
   #send(count: number): void {
     const load = this.#load!;
+    const { luns } = this.#user;
     const size = BHS_BYTES + (this.#digests ? DIGEST_BYTES : 0);
     const heads = Buffer.allocUnsafe(count * size);
     let at = 0;
     if (load.kind === "write") this.#socket.cork();
     for (; count > 0 && !this.isEnding; count--) {
       this.#template.copy(heads, at);
+      heads.writeUInt16BE(lunWord(luns[this.#tag % luns.length]!), at + 8);
       heads.writeUInt32BE(this.#tag++ >>> 0, at + 16);
       heads.writeUInt32BE(this.#cmdSn, at + 24);
       this.#cmdSn = (this.#cmdSn + 1) >>> 0;
@@ -280,7 +286,8 @@ class Line {
       const flags = done + part === length ? FINAL : 0;
       const words = { 4: part, 16: r2t.readUInt32BE(16), 20: r2t.readUInt32BE(20), 36: sn, 40: offset + done };
       const head = header(0x05, flags, { ...words, 28: this.#expStatSn });
-      head.writeUInt16BE(lunWord(this.#user.lun), 8);
+      // The unit as the R2T has it.
+      r2t.copy(head, 8, 8, 16);
       this.#socket.write(this.#withDigest(head));
       this.#writeData(part);
       done += part;

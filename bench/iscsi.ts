@@ -66,8 +66,7 @@ export async function benchIscsi(context: Context): Promise<Table[]> {
   const loads = WORKLOADS.filter(({ name }) => name.includes(context.only));
   const tables: Table[] = [];
   if (loads.length > 0) tables.push(...(await againstTgt(context, loads)));
-  if ("many units".includes(context.only)) tables.push(await manyUnits(context));
-  if ("many sessions".includes(context.only)) tables.push(await manySessions(context));
+  if ("many units and sessions".includes(context.only)) tables.push(await many(context));
   return tables;
 }
 
@@ -147,7 +146,7 @@ async function measurePerf(load: Workload, side: Side, seconds: number): Promise
 }
 
 async function measureOwn(load: Workload, side: Side, size: number, seconds: number, seed: number): Promise<Outcome> {
-  const users = Array.from({ length: load.sessions }, (): IscsiUser => ({ initiator: INITIATOR, lun: LUN }));
+  const users = Array.from({ length: load.sessions }, (): IscsiUser => ({ initiator: INITIATOR, luns: [LUN] }));
   const sessions = await IscsiSessions.open(side.target, users, side.digests);
   try {
     const before = cpuMs(side.pid);
@@ -219,132 +218,173 @@ function tabulate(
 
 /* ---------------------------------------------------------------------- units, sessions */
 
-const HOT = MIB;
-const ROUNDS = 3;
+const ROUNDS = 7;
+const TURN_SECONDS = 1;
+const DEPTH = 32;
+/** What is written and read, of all units of a server together: as much of one as of a thousand. */
+const HOT = 64 * MIB;
+const FILL_BYTES = 64 * KIB;
+const CROWD = "iqn.2024-01.test:crowd";
+/** What is asked for: with many units and sessions, at least so much of the rate with one. */
+const RATIO_MIN = 0.85;
 
-/** Logs in `users` and measures random 4 KiB reads of the first MiB of each unit. */
-async function readRate(target: IscsiTarget, users: readonly IscsiUser[], depth: number, seconds: number) {
-  const startedMs = performance.now();
-  const sessions = await IscsiSessions.open(target, users, false);
-  const loginMs = performance.now() - startedMs;
+interface Crowd {
+  readonly name: string;
+  readonly server: AshlarServer;
+  readonly target: IscsiTarget;
+  readonly users: readonly IscsiUser[];
+  /** How much of each unit is read. */
+  readonly hot: number;
+}
+
+/** One unit and one session against a thousand units and five hundred sessions, in alternating turns. */
+async function many(context: Context): Promise<Table> {
+  const unitCount = context.quick ? 100 : 1000;
+  const sessionCount = context.quick ? 50 : 500;
+  const [smallData, largeData] = [join(context.folder, "small"), join(context.folder, "large")];
+  let small = await startTarget(smallData, context, context.envs[0]!);
+  let large = await startTarget(largeData, context, context.envs[0]!);
   try {
-    const rates: number[] = [];
-    for (let round = 0; round < ROUNDS; round++)
-      rates.push(
-        (
-          await sessions.run({
-            kind: "read",
-            block: SMALL,
-            depth,
-            seconds,
-            next: scattered(HOT, SMALL, round),
-          })
-        ).rate,
-      );
-    return { rate: median(rates), rates, loginMs };
+    await makeUnits(small, smallData, 1);
+    context.tell("one unit made");
+    await makeUnits(large, largeData, unitCount);
+    context.tell(`${unitCount} units made`);
+    const startMs: number[] = [];
+    small = await restart(small, smallData, context, startMs);
+    large = await restart(large, largeData, context, startMs);
+    const residentIdle = [small, large].map(({ server }) => residentBytes(server.pid));
+    const crowd = (initiator: string, side: typeof small, sessions: number, units: number): Crowd => ({
+      ...side,
+      name: `${counted(sessions, "session")}, ${counted(units, "unit")}`,
+      hot: hotOf(units),
+      // Each session has units of its own, as far as there are enough.
+      users: Array.from({ length: sessions }, (_, session) => ({
+        initiator,
+        luns:
+          units < sessions
+            ? [session % units]
+            : Array.from({ length: Math.floor(units / sessions) }, (_, index) => session + index * sessions),
+      })),
+    });
+    const one = crowd(INITIATOR, small, 1, 1);
+    const pairs: [Crowd, Crowd][] = [
+      [crowd(INITIATOR, small, 16, 1), crowd(CROWD, large, 16, unitCount)],
+      [one, crowd(CROWD, small, sessionCount, 1)],
+      [one, crowd(CROWD, large, sessionCount, unitCount)],
+    ];
+    const rows: string[][] = [];
+    const data: unknown[] = [];
+    for (const pair of pairs) {
+      const { rates, cpu, loginMs, resident } = await compare(pair, context);
+      const ratio = pairedRatio(rates[1], rates[0]);
+      const mark = ratio >= RATIO_MIN ? "**" : "";
+      rows.push([
+        `${pair[1].name} to ${pair[0].name}`,
+        formatCount(median(rates[0])),
+        formatCount(median(rates[1])),
+        `${mark}${ratio.toFixed(2)}${mark} (≥ ${RATIO_MIN})`,
+        cpu.map((each) => median(each).toFixed(1)).join(" / "),
+        `${formatCount(loginMs)} ms`,
+        `${formatCount(resident / MIB)} MiB`,
+      ]);
+      data.push({ pair: pair.map(({ name }) => name), rates, cpu, loginMs, resident });
+      context.tell(rows.at(-1)!.join("  "));
+    }
+    const startsOf = startMs.map((ms) => `${formatCount(ms)} ms`).join(" and ");
+    const residentOf = residentIdle.map((bytes) => `${formatCount(bytes / MIB)} MiB`).join(" and ");
+    return {
+      title: "iSCSI: many units, many sessions",
+      method:
+        `4 KiB random reads of ${HOT / MIB} MiB, in equal parts of all units, ${DEPTH} commands in flight in each session, all made by one thread; ` +
+        `two servers, with 1 and with ${unitCount} volumes of 1 GiB that one host has as its units. Medians of ${ROUNDS} alternating turns of ${TURN_SECONDS} s; the ratio is the median of those within each turn. ` +
+        `All sessions of a row log in at the same moment. After kill -9, \`ashlar serve\` with 1 and with ${unitCount} volumes is ready after ${startsOf}, and has ${residentOf} of memory.`,
+      columns: ["", "one", "many", "ratio", "processor, µs", "login of all", "resident with all"],
+      rows,
+      data: { points: data, startMs, residentIdle },
+    };
+  } finally {
+    await small.server.stop();
+    await large.server.stop();
+  }
+}
+const hotOf = (units: number): number => Math.max(FILL_BYTES, Math.floor(HOT / units / FILL_BYTES) * FILL_BYTES);
+const counted = (count: number, what: string): string => `${count} ${what}${count === 1 ? "" : "s"}`;
+
+/** Volumes of a host with two initiators, each written at its start. */
+async function makeUnits(
+  { server, target }: { server: AshlarServer; target: IscsiTarget },
+  folder: string,
+  count: number,
+): Promise<void> {
+  await server.ashlar("limits", "--units-per-host", String(count));
+  await server.ashlar("host", "add", "bench", "--iqn", INITIATOR, "--iqn", CROWD);
+  for (let unit = 0; unit < count; unit++) {
+    await call(folder, "POST", "/v1/volumes", { name: `v${unit}`, size: GIB });
+    await call(folder, "POST", "/v1/grants", { host: "bench", device: `v${unit}`, unit });
+  }
+  const luns = Array.from({ length: count }, (_, lun) => lun);
+  const sessions = await IscsiSessions.open(target, [{ initiator: INITIATOR, luns }], false);
+  try {
+    const hot = hotOf(count);
+    let sent = 0;
+    // The generator goes from unit to unit: a round of all of them, then the next place.
+    const next = () => (Math.floor(sent++ / count) * FILL_BYTES) % hot;
+    while (sent < count * (hot / FILL_BYTES))
+      await sessions.run({ kind: "write", block: FILL_BYTES, depth: 8, seconds: 1, next });
   } finally {
     sessions.close();
   }
 }
 
-async function manyUnits(context: Context): Promise<Table> {
-  const counts = context.quick ? [1, 100] : [1, 10, 100, 1000];
-  const SESSIONS = 16;
-  const rows: string[][] = [];
-  const data: unknown[] = [];
-  const folder = join(context.folder, "units");
-  const { server, target } = await startTarget(folder, context, context.envs[0]!);
-  let first = 0;
-  let made = 0;
-  let current = server;
-  try {
-    await server.ashlar("limits", "--units-per-host", String(Math.max(...counts)));
-    await server.ashlar("host", "add", "bench", "--iqn", INITIATOR);
-    for (const count of counts) {
-      for (; made < count; made++) {
-        await call(folder, "POST", "/v1/volumes", { name: `v${made}`, size: GIB });
-        await call(folder, "POST", "/v1/grants", { host: "bench", device: `v${made}`, unit: made });
-      }
-      const luns = Array.from({ length: SESSIONS }, (_, index) => (index * 37) % count);
-      await fillUnits(target, luns);
-      const users = luns.map((lun) => ({ initiator: INITIATOR, lun }));
-      const { rate, rates, loginMs } = await readRate(target, users, 16, context.quick ? 1 : 2);
-      first ||= rate;
-      const row = { count, rates, loginMs, resident: residentBytes(current.pid) };
-      data.push(row);
-      rows.push([
-        String(count),
-        formatCount(rate),
-        `${Math.round((100 * rate) / first)} %`,
-        `${formatCount(loginMs / SESSIONS)} ms`,
-        `${formatCount(row.resident / MIB)} MiB`,
-      ]);
-      context.tell(`${count} units: ${formatCount(rate)} reads/s`);
-    }
-  } finally {
-    await current.stop();
-  }
-  const startMs = await timed(async () => {
-    current = (await startTarget(folder, context, context.envs[0]!)).server;
-  });
-  await current.stop();
-  return {
-    title: "iSCSI: many units",
-    method: `4 KiB random reads of 1 MiB of each of ${SESSIONS} units, one session with 16 commands each, while the host has so many units; medians of ${ROUNDS} turns. With all ${made}, \`ashlar serve\` is ready ${formatCount(startMs)} ms after kill -9.`,
-    columns: ["units", "reads/s", "of one", "login of a session", "resident"],
-    rows,
-    data: { points: data, startMs },
-  };
+async function restart(
+  side: { server: AshlarServer; target: IscsiTarget },
+  folder: string,
+  context: Context,
+  tookMs: number[],
+) {
+  await side.server.stop("SIGKILL");
+  let again = side;
+  tookMs.push(
+    await timed(async () => {
+      again = await startTarget(folder, context, context.envs[0]!);
+    }),
+  );
+  return again;
 }
 
-/** Something to read in the first bytes of units. */
-async function fillUnits(target: IscsiTarget, luns: readonly number[]): Promise<void> {
-  const users = [...new Set(luns)].map((lun) => ({ initiator: INITIATOR, lun }));
-  const sessions = await IscsiSessions.open(target, users, false);
-  const at = users.map(() => 0);
-  const next = (session: number): number => {
-    at[session] = (at[session]! + LARGE) % HOT;
-    return at[session]!;
-  };
-  await sessions.run({ kind: "write", block: LARGE, depth: 8, seconds: 1, next });
-  sessions.close();
-}
-
-async function manySessions(context: Context): Promise<Table> {
-  const counts = context.quick ? [1, 100] : [1, 10, 100, 500];
-  const rows: string[][] = [];
-  const data: unknown[] = [];
-  const folder = join(context.folder, "sessions");
-  const { server, target } = await startTarget(folder, context, context.envs[0]!);
-  let first = 0;
+/** Both in alternating turns; the sessions of both stay logged in. What was found of each, and of the login of the second. */
+async function compare(pair: readonly [Crowd, Crowd], context: Context) {
+  const rates: [number[], number[]] = [[], []];
+  const cpu: [number[], number[]] = [[], []];
+  const open: IscsiSessions[] = [];
+  let loginMs = 0;
   try {
-    await server.ashlar("host", "add", "bench", "--iqn", INITIATOR);
-    await server.ashlar("volume", "create", "bench", "--size", String(GIB));
-    await server.ashlar("grant", "bench", "bench", "--unit", String(LUN));
-    await fillUnits(target, [LUN]);
-    for (const count of counts) {
-      const users = Array.from({ length: count }, () => ({ initiator: INITIATOR, lun: LUN }));
-      const { rate, rates, loginMs } = await readRate(target, users, 32, context.quick ? 1 : 2);
-      first ||= rate;
-      const row = { count, rates, loginMs, resident: residentBytes(server.pid) };
-      data.push(row);
-      rows.push([
-        String(count),
-        formatCount(rate),
-        `${Math.round((100 * rate) / first)} %`,
-        `${formatCount(loginMs / count)} ms`,
-        `${formatCount(row.resident / MIB)} MiB`,
-      ]);
-      context.tell(`${count} sessions: ${formatCount(rate)} reads/s`);
+    for (const { target, users } of pair) {
+      const startedMs = performance.now();
+      open.push(await IscsiSessions.open(target, users, false));
+      loginMs = performance.now() - startedMs;
     }
+    const turn = async (index: 0 | 1, round: number): Promise<void> => {
+      const { server, hot } = pair[index];
+      const { pid } = server;
+      const before = cpuMs(pid);
+      const next = scattered(hot, SMALL, round);
+      const { rate, operations } = await open[index]!.run({
+        ...{ kind: "read", block: SMALL, depth: DEPTH, next },
+        seconds: context.quick ? TURN_SECONDS / 2 : TURN_SECONDS,
+      });
+      rates[index].push(rate);
+      cpu[index].push(((cpuMs(pid) - before) * 1000) / operations);
+    };
+    // The first turns do not count: code that has just begun to run is slow, whatever it serves.
+    for (const index of [0, 1] as const) {
+      await turn(index, ROUNDS);
+      rates[index].length = cpu[index].length = 0;
+    }
+    for (let round = 0; round < ROUNDS; round++)
+      for (const index of round % 2 === 0 ? ([0, 1] as const) : ([1, 0] as const)) await turn(index, round);
+    return { rates, cpu, loginMs, resident: residentBytes(pair[1].server.pid) };
   } finally {
-    await server.stop();
+    for (const sessions of open) sessions.close();
   }
-  return {
-    title: "iSCSI: many sessions",
-    method: `4 KiB random reads of 1 MiB of one unit, 32 commands in flight in each session, all made by one thread; medians of ${ROUNDS} turns.`,
-    columns: ["sessions", "reads/s", "of one", "login of a session", "resident"],
-    rows,
-    data,
-  };
 }
