@@ -26,6 +26,7 @@ export type Target =
       readonly secret: string;
       readonly sockets: number;
       readonly splitBytes: number;
+      readonly dataCrc: boolean;
     };
 /** Operations for `seconds` in the first `size` bytes of the unit "db"; */
 export interface Measure {
@@ -78,9 +79,9 @@ async function open(target: Target): Promise<{ device: BlockDevice; close: () =>
 }
 
 async function openScp(target: Target & { protocol: "scp" }): Promise<ScpConnection> {
-  const { servers, secret, sockets, splitBytes } = target;
+  const { servers, secret, sockets, splitBytes, dataCrc } = target;
   const connection = await connectScp({
-    ...{ servers, secret, env, host: "bench" },
+    ...{ servers, secret, env, dataCrc, host: "bench" },
     settings: { socketsMin: sockets, socketsMax: sockets, splitBytes },
   });
   for (let waited = 0; connection.paths.agents.filter(({ state }) => state === "ready").length < sockets; waited++) {

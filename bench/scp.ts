@@ -57,7 +57,7 @@ const across = (link: ShapedLink): Place => ({
 interface Served {
   readonly server: AshlarServer;
   readonly nbd: Target;
-  scp(sockets: number, splitBytes?: number): Target;
+  scp(sockets: number, splitBytes?: number, dataCrc?: boolean): Target;
 }
 
 /** A server with the unit "db", written from end to end, for the host "bench". */
@@ -78,7 +78,9 @@ async function serveUnit(context: Context, place: Place, addresses = [place.addr
   return {
     server,
     nbd: { protocol: "nbd", host: address, port: server.port },
-    scp: (sockets, splitBytes = PIECE) => ({ protocol: "scp", servers: scp, secret, sockets, splitBytes }),
+    scp: (sockets, splitBytes = PIECE, dataCrc = true) => ({
+      ...{ protocol: "scp", servers: scp, secret, sockets, splitBytes, dataCrc },
+    }),
   };
 }
 
@@ -123,8 +125,9 @@ const WORKS: ReadonlyMap<string, Work> = new Map([
   ["1 MiB sequential write, depth 4", { kind: "write", length: MIB, depth: 4, random: false }],
 ]);
 const SOCKETS = [1, 2, 4, 8];
-/** The column whose ratios to the others are told. */
+/** The column whose ratios to the others are told; and the same without checksums over data, which no peer has. */
 const TYPICAL = 4;
+const HEADERS_ONLY = `${TYPICAL}, headers only`;
 
 async function rates(context: Context, shape: Shape | undefined): Promise<Table> {
   const seconds = context.quick ? 0.3 : 1;
@@ -147,6 +150,7 @@ async function rates(context: Context, shape: Shape | undefined): Promise<Table>
       ...SOCKETS.map(
         (sockets) => [String(sockets), (work: Work) => host.measure(scp(sockets), work, seconds)] as const,
       ),
+      [HEADERS_ONLY, (work) => host.measure(scp(TYPICAL, PIECE, false), work, seconds)],
     ]);
     // Written from end to end, so that every read finds data.
     await host.measure(nbd, { kind: "write", length: MIB, depth: 4, random: false }, context.quick ? 2 : 4);
@@ -167,7 +171,10 @@ async function rates(context: Context, shape: Shape | undefined): Promise<Table>
   } finally {
     for (const clean of cleaners) await clean();
   }
-  const [first, ...columns] = ["NBD, 1 connection", "tgt, iSCSI", ...SOCKETS.map(String)];
+  const columns = ["NBD, 1 connection", "tgt, iSCSI", ...SOCKETS.map(String), HEADERS_ONLY];
+  const ratios = [String(TYPICAL), HEADERS_ONLY].flatMap((ours) =>
+    ["NBD, 1 connection", "tgt, iSCSI"].map((peer) => ({ ours, peer })),
+  );
   const where =
     shape === undefined
       ? "over loopback"
@@ -175,15 +182,14 @@ async function rates(context: Context, shape: Shape | undefined): Promise<Table>
   return {
     title: `SCP: rates by number of sockets, ${shape === undefined ? "loopback" : "shaped link"}`,
     method:
-      `Server and host ${where}, on the same cores; SCP version 2 with checksums over data. Operations per second, medians of ` +
+      `Server and host ${where}, on the same cores; SCP version 2 with checksums over data, which neither NBD nor tgt has, ` +
+      `and in the column "${HEADERS_ONLY}" without (\`attach --no-data-crc\`). Operations per second, medians of ` +
       `${rounds} alternating turns of ${seconds} s; ratios are medians of those within each turn. tgt's host is \`qemu-img bench\`.`,
-    columns: ["workload", first!, ...columns, `${TYPICAL} sockets : NBD`, `${TYPICAL} sockets : tgt`],
+    columns: ["workload", ...columns, ...ratios.map(({ ours, peer }) => `${ours} : ${peer.split(",")[0]}`)],
     rows: [...found].map(([name, row]) => [
       name,
-      ...[first!, ...columns].map((column) => formatCount(median(row.get(column)!))),
-      ...["NBD, 1 connection", "tgt, iSCSI"].map((peer) =>
-        pairedRatio(row.get(String(TYPICAL))!, row.get(peer)!).toFixed(2),
-      ),
+      ...columns.map((column) => formatCount(median(row.get(column)!))),
+      ...ratios.map(({ ours, peer }) => pairedRatio(row.get(ours)!, row.get(peer)!).toFixed(2)),
     ]),
     data: [...found].map(([name, row]) => ({ name, rates: Object.fromEntries(row) })),
   };
