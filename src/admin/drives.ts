@@ -168,31 +168,35 @@ export function placePartition(
   limits: RightsLimits,
   name: string,
   ranges: readonly SectorRange[],
+  zero: boolean,
 ): DrivesState {
   checkPartitionName(state, limits, name);
-  for (const { drive, first, last } of ranges) {
-    const { sectors } = driveOf(state, drive);
-    if (last < first || last >= sectors)
-      throw new Refusal(
-        "bad-request",
-        `${drive}(${first},${last}) does not lie on drive "${drive}"`,
-        `It has sectors 0 to ${sectors - 1}.`,
-      );
-    const other = state.partitions.find((one) => overlap([...one.ranges, { drive, first, last }]) !== undefined);
-    if (other !== undefined)
-      throw new Refusal(
-        "exists",
-        `${drive}(${first},${last}) overlaps partition "${other.name}"`,
-        "Ranges are inclusive.",
-      );
-  }
+  for (const range of ranges) checkPlace(state, range);
+  if (zero) checkSize(partitionBytes({ ranges }), zero);
   const twice = overlap(ranges);
   if (twice !== undefined)
     throw new Refusal(
       "bad-request",
       `The ranges of "${name}" overlap at sector ${twice[1].first} of ${twice[1].drive}`,
     );
-  return { ...state, partitions: [...state.partitions, newPartition(name, ranges, false)] };
+  return { ...state, partitions: [...state.partitions, newPartition(name, ranges, zero)] };
+}
+
+/** That a range lies on its drive, and on nothing else. @throws Refusal */
+export function checkPlace(state: DrivesState, { drive, first, last }: SectorRange): void {
+  const { sectors } = driveOf(state, drive);
+  if (last < first || last >= sectors)
+    throw new Refusal(
+      "bad-request",
+      `${drive}(${first},${last}) does not lie on drive "${drive}", which has sectors 0 to ${sectors - 1}`,
+    );
+  const other = state.partitions.find((one) => overlap([...one.ranges, { drive, first, last }]) !== undefined);
+  if (other !== undefined)
+    throw new Refusal(
+      "exists",
+      `${drive}(${first},${last}) overlaps partition "${other.name}"`,
+      "Ranges are inclusive.",
+    );
 }
 
 export function resizePartition(state: DrivesState, name: string, size: Bytes): DrivesState {

@@ -12,6 +12,8 @@ const TEXT = `HOST 10.0.0.7
     LBA = unit1(0,1000)
     LBA = unit0(25429824,25429831)
     ACCESS = read-only
+    ZERO = yes
+    NUMBER = 5
 `;
 
 describe("nsu.conf", () => {
@@ -69,27 +71,34 @@ describe("nsu.conf", () => {
     ["a port beyond 65535", `${host}DATA_PORT = 10.0.0.1:70000(1)\n`, /Line 2: 70000 is no port/],
     ["no connections", `${host}DATA_PORT = 10.0.0.1:700(0)\n`, /Line 2: 0 connections/],
     ["access of another kind", `${host}UNIT a\n ACCESS = append\n`, /Line 3: "append" is neither/],
+    ["zeroes that are neither", `${host}UNIT a\n ZERO = 1\n`, /Line 3: "1" is neither yes nor no/],
+    ["a number that is none", `${host}UNIT a\n NUMBER = -1\n`, /Line 3: "-1" is no unit number/],
+    [
+      "a number twice",
+      `${host}UNIT a\n LBA = d(0,7)\n NUMBER = 3\nUNIT b\n NUMBER = 3\n`,
+      /Line 6: number 3 is there twice/,
+    ],
     ["an unknown word", `${host}COLOUR = red\n`, /Line 2: "COLOUR" is unknown/],
     ["nonsense", "\u0000\u0001\n", /Line 1: /],
     [
       "an overlap in one host",
       `${host}UNIT a\n LBA = d(0,10)\nUNIT b\n LBA = d(10,20)\n`,
-      /Line 4: unit "b" overlaps unit "a" of line 2 on d, sectors 10 to 10/,
+      /Line 5: unit "b" overlaps unit "a" of line 3 on d, sectors 10 to 10/,
     ],
     [
       "an overlap between hosts",
       `${host}UNIT a\n LBA = d(0,10)\nHOST 10.0.0.2\nUNIT b\n LBA = d(5,6)\n`,
-      /Line 5: unit "b" overlaps/,
+      /Line 6: unit "b" overlaps/,
     ],
     [
       "an overlap of a unit with itself",
       `${host}UNIT a\n LBA = d(0,10)\n LBA = d(10,11)\n`,
-      /Line 2: unit "a" overlaps unit "a"/,
+      /Line 4: unit "a" overlaps unit "a" of line 3/,
     ],
     [
       "a shared unit that lies elsewhere",
       `${host}UNIT a\n LBA = d(0,7)\nHOST 10.0.0.2\nUNIT a\n LBA = d(0,15)\n`,
-      /Line 5: unit "a" lies elsewhere than in line 2/,
+      /Line 6: unit "a" lies elsewhere than in line 3/,
     ],
   ];
   for (const [what, text, message] of wrong)

@@ -7,8 +7,9 @@
  *     UNIT unit_1
  *       LBA = disk0(0,25429823)
  *
- * Ours, beyond the text: several LBA lines make up a unit in their order, `ACCESS = read-only` in a unit, comments
- * with `#`, and IPv6 addresses in brackets.
+ * Ours, beyond the text: several LBA lines make up a unit in their order, `ACCESS = read-only`, `ZERO = yes` (zeroed
+ * before its first access) and `NUMBER = 5` (where units do not count from 0) in a unit, comments with `#`, and IPv6
+ * addresses in brackets.
  */
 import { isIP } from "node:net";
 import type { SectorRange } from "#base/drives";
@@ -20,7 +21,12 @@ export interface NsuUnit {
   readonly name: string;
   readonly line: number;
   readonly ranges: SectorRange[];
+  /** The lines that the ranges stand in. */
+  readonly rangeLines: number[];
   access: Access;
+  zero: boolean;
+  /** Undefined: the lowest that the host has not had yet. */
+  number: number | undefined;
 }
 export interface NsuHost {
   readonly address: string;
@@ -29,7 +35,14 @@ export interface NsuHost {
   readonly units: NsuUnit[];
 }
 
+/** A unit to be written: `number` only where it does not follow from the order. */
+export type NsuUnitText = Pick<NsuUnit, "name" | "ranges" | "access" | "zero" | "number">;
+export interface NsuHostText extends Pick<NsuHost, "address" | "dataPorts"> {
+  readonly units: readonly NsuUnitText[];
+}
+
 const LINES_MAX = 100_000;
+const IN_UNIT = ["LBA", "ACCESS", "ZERO", "NUMBER"];
 
 /** @throws Refusal bad-request with the number of the line */
 export function parseNsuConf(text: string): NsuHost[] {
@@ -61,19 +74,28 @@ export function parseNsuConf(text: string): NsuHost[] {
       endUnit();
       if (!isName(rest)) throw at(line, `"${rest}" cannot be the name of a unit`);
       if (host.units.some((one) => one.name === rest)) throw at(line, `unit "${rest}" is there twice`);
-      host.units.push((unit = { name: rest, line, ranges: [], access: "read-write" }));
+      unit = { name: rest, line, ranges: [], rangeLines: [], access: "read-write", zero: false, number: undefined };
+      host.units.push(unit);
     } else if (unit === undefined) {
-      throw at(
-        line,
-        keyword === "LBA" || keyword === "ACCESS" ? `${keyword} outside of a UNIT` : `"${keyword}" is unknown`,
-      );
+      throw at(line, IN_UNIT.includes(keyword) ? `${keyword} outside of a UNIT` : `"${keyword}" is unknown`);
     } else if (keyword === "LBA") {
       unit.ranges.push(parseRange(valueAfter(rest, line), line));
+      unit.rangeLines.push(line);
     } else if (keyword === "ACCESS") {
       const access = valueAfter(rest, line);
       if (access !== "read-only" && access !== "read-write")
         throw at(line, `"${access}" is neither read-only nor read-write`);
       unit.access = access;
+    } else if (keyword === "ZERO") {
+      const zero = valueAfter(rest, line);
+      if (zero !== "yes" && zero !== "no") throw at(line, `"${zero}" is neither yes nor no`);
+      unit.zero = zero === "yes";
+    } else if (keyword === "NUMBER") {
+      const number = valueAfter(rest, line);
+      if (!/^\d{1,9}$/.test(number)) throw at(line, `"${number}" is no unit number`);
+      unit.number = Number(number);
+      if (host.units.some((one) => one !== unit && one.number === unit?.number))
+        throw at(line, `number ${number} is there twice`);
     } else throw at(line, `"${keyword}" is unknown`);
   });
   endUnit();
@@ -81,16 +103,18 @@ export function parseNsuConf(text: string): NsuHost[] {
   return hosts;
 }
 
-export function formatNsuConf(hosts: readonly Omit<NsuHost, "line">[], remarks: readonly string[] = []): string {
+export function formatNsuConf(hosts: readonly NsuHostText[], remarks: readonly string[] = []): string {
   const lines: string[] = remarks.map((remark) => `# ${remark}`);
   for (const { address, dataPorts, units } of hosts) {
     lines.push(`HOST ${address}`);
     for (const { address: server, port, socketsMax } of dataPorts)
       lines.push(`  DATA_PORT = ${server.includes(":") ? `[${server}]` : server}:${port}(${socketsMax})`);
-    for (const { name, ranges, access } of units) {
+    for (const { name, ranges, access, zero, number } of units) {
       lines.push(`  UNIT ${name}`);
       for (const { drive, first, last } of ranges) lines.push(`    LBA = ${drive}(${first},${last})`);
       if (access === "read-only") lines.push("    ACCESS = read-only");
+      if (zero) lines.push("    ZERO = yes");
+      if (number !== undefined) lines.push(`    NUMBER = ${number}`);
     }
   }
   return lines.map((line) => `${line}\n`).join("");
@@ -99,25 +123,26 @@ export function formatNsuConf(hosts: readonly Omit<NsuHost, "line">[], remarks: 
 /** Units of several hosts may be the same one, by name and place; anything else that overlaps is a mistake. */
 function checkOverlaps(hosts: readonly NsuHost[]): void {
   const known = new Map<string, NsuUnit>();
-  const taken: { range: SectorRange; unit: NsuUnit }[] = [];
+  const taken: { range: SectorRange; line: number; unit: NsuUnit }[] = [];
   for (const unit of hosts.flatMap(({ units }) => units)) {
     const same = known.get(unit.name);
     if (same !== undefined) {
       if (JSON.stringify(same.ranges) === JSON.stringify(unit.ranges)) continue;
-      throw at(unit.line, `unit "${unit.name}" lies elsewhere than in line ${same.line}`);
+      throw at(unit.rangeLines[0]!, `unit "${unit.name}" lies elsewhere than in line ${same.rangeLines[0]}`);
     }
     known.set(unit.name, unit);
-    for (const range of unit.ranges) {
+    for (const [index, range] of unit.ranges.entries()) {
+      const line = unit.rangeLines[index]!;
       const other = taken.find(
         (one) => one.range.drive === range.drive && one.range.first <= range.last && range.first <= one.range.last,
       );
       if (other !== undefined)
         throw at(
-          unit.line,
-          `unit "${unit.name}" overlaps unit "${other.unit.name}" of line ${other.unit.line} on ${range.drive}, ` +
+          line,
+          `unit "${unit.name}" overlaps unit "${other.unit.name}" of line ${other.line} on ${range.drive}, ` +
             `sectors ${Math.max(range.first, other.range.first)} to ${Math.min(range.last, other.range.last)}`,
         );
-      taken.push({ range, unit });
+      taken.push({ range, line, unit });
     }
   }
 }

@@ -101,7 +101,7 @@ describe("partitions", () => {
   it("are placed only where nothing else is", () => {
     const state = make(drives, "p", 4096);
     const at = (first: number, last: number) => () =>
-      placePartition(state, RIGHTS_LIMITS_DEFAULT, "q", [{ drive: "d", first, last }]);
+      placePartition(state, RIGHTS_LIMITS_DEFAULT, "q", [{ drive: "d", first, last }], false);
     refuses("exists", at(7, 20));
     refuses("bad-request", at(2000, 2048));
     refuses("bad-request", at(20, 10));

@@ -2,7 +2,9 @@ import { type PartitionRecord, partitionBytes, SECTOR_BYTES } from "#base/drives
 import { Refusal } from "#base/refusal";
 import type { RightsState } from "#base/rights";
 import type { DriveSetFacts } from "#store/drive-set";
+import { freeRanges } from "#store/drive-space";
 import {
+  checkPlace,
   createPartition,
   driveOf,
   freeBytes,
@@ -14,7 +16,7 @@ import {
   resizePartition,
 } from "../drives.ts";
 import type { Handlers } from "../http.ts";
-import { at, formatNsuConf, type NsuHost, parseNsuConf } from "../nsu-conf.ts";
+import { at, formatNsuConf, type NsuHost, type NsuHostText, type NsuUnitText, parseNsuConf } from "../nsu-conf.ts";
 import { addHost, changeHost, forgetDevice, grant } from "../rights-edits.ts";
 import type { ApiReply } from "../schema/api.ts";
 import type { driveRoutes } from "../schema/drive.ts";
@@ -46,6 +48,7 @@ export function driveHandlers(server: Server): Handlers<typeof driveRoutes> {
       const facts = await server.driveFacts();
       return {
         free: freeBytes(drives.state),
+        freeRanges: freeRanges(drives.state).map((range) => ({ ...range })),
         partitions: drives.state.partitions.map(({ name }) => describePartition(server, facts, name)),
       };
     },
@@ -112,15 +115,18 @@ function describePartition(server: Server, facts: DriveSetFacts, name: string): 
 
 function exportNsu({ rights, drives }: Server): string {
   const remarks: string[] = [];
-  const hosts: Omit<NsuHost, "line">[] = [];
+  const hosts: NsuHostText[] = [];
   for (const host of rights.state.hosts) {
     const grants = rights.state.grants.filter((one) => one.host === host.name).sort((a, b) => a.unit - b.unit);
-    const units: NsuHost["units"] = [];
-    for (const { device, access, range } of grants) {
+    const units: NsuUnitText[] = [];
+    for (const { device, access, range, unit } of grants) {
       const partition = drives.partition(device);
       if (partition === undefined) remarks.push(`"${device}" of ${host.name} is a volume and has no LBA`);
       else if (range !== undefined) remarks.push(`"${device}" is granted to ${host.name} in part only`);
-      else units.push({ name: device, line: 0, ranges: [...partition.ranges], access });
+      else {
+        const number = unit === units.length ? undefined : unit;
+        units.push({ name: device, ranges: [...partition.ranges], access, zero: partition.zero, number });
+      }
     }
     if (host.addresses.length === 0) remarks.push(`host "${host.name}" has no address`);
     for (const address of host.addresses) hosts.push({ address, dataPorts: [...host.dataPorts], units });
@@ -157,11 +163,14 @@ async function importNsu({ rights, drives }: Server, hosts: readonly NsuHost[]):
     for (const unit of units) {
       const there = layout.partitions.find((one) => one.name === unit.name);
       if (there === undefined) {
-        layout = inLine(unit.line, () => placePartition(layout, next.limits, unit.name, unit.ranges));
+        for (const [index, range] of unit.ranges.entries())
+          inLine(unit.rangeLines[index]!, () => checkPlace(layout, range));
+        layout = inLine(unit.line, () => placePartition(layout, next.limits, unit.name, unit.ranges, unit.zero));
         counts.partitions++;
       } else if (JSON.stringify(there.ranges) !== JSON.stringify(unit.ranges))
-        throw at(unit.line, `partition "${unit.name}" exists, and lies elsewhere`);
-      next = inLine(unit.line, () => grant(next, { device: unit.name, host, access: unit.access, unit: undefined }));
+        throw at(unit.rangeLines[0]!, `partition "${unit.name}" exists, and lies elsewhere`);
+      const { access, number } = unit;
+      next = inLine(unit.line, () => grant(next, { device: unit.name, host, access, unit: number }));
       counts.grants++;
     }
   }

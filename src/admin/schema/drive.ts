@@ -47,7 +47,11 @@ export const driveRoutes = {
   }),
   "GET /v1/partitions": route({
     summary: "All partitions, and the free space",
-    reply: z.object({ free: bytes, partitions: z.array(Partition) }),
+    reply: z.object({
+      free: bytes,
+      freeRanges: z.array(Place).describe("Where partition 0, the free space, lies."),
+      partitions: z.array(Partition),
+    }),
   }),
   "POST /v1/partitions": route({
     summary: "Make a partition: best fit, over several drives if need be",

@@ -132,9 +132,14 @@ function formatDrives(drives: readonly Drive[]): string {
   ]);
 }
 
-function formatPartitions({ free, partitions }: { free: number; partitions: readonly Partition[] }): string {
+/** Free ranges beyond these are only counted. */
+const FREE_RANGES_SHOWN = 4;
+
+function formatPartitions({ free, freeRanges, partitions }: ApiReply<"GET /v1/partitions">): string {
+  const more = freeRanges.length - FREE_RANGES_SHOWN;
+  const where = `${placeOf({ ranges: freeRanges.slice(0, FREE_RANGES_SHOWN) })}${more > 0 ? ` and ${more} more` : ""}`;
   const rows = [
-    { number: 0, name: paint("dim", "(free)"), size: free, where: "", state: "", hosts: "" },
+    { number: 0, name: paint("dim", "(free)"), size: free, where, state: "", hosts: "" },
     ...partitions.map((one) => ({
       number: one.number,
       name: one.name,
@@ -156,6 +161,6 @@ function formatPartitions({ free, partitions }: { free: number; partitions: read
   ]);
 }
 
-const placeOf = ({ ranges }: Partition): string =>
+const placeOf = ({ ranges }: Pick<Partition, "ranges">): string =>
   ranges.map(({ drive, first, last }) => `${drive}(${first},${last})`).join(" + ");
 const formatPlace = (one: Partition): string => `${one.name}: ${formatSize(one.size)} at ${placeOf(one)}`;
