@@ -178,7 +178,7 @@ async function rates(context: Context, shape: Shape | undefined): Promise<Table>
   const where =
     shape === undefined
       ? "over loopback"
-      : `over a link of ${(shape.bytesPerSecond * 8) / 1e9} Gbit/s each way and ${shape.roundTripMs} ms there and back (bench/link.ts, between two network namespaces)`;
+      : `over a link of ${(shape.bytesPerSecond * 8) / 1e9} Gbit/s each way and ${shape.roundTripMs} ms there and back (${link?.means}, between two network namespaces)`;
   return {
     title: `SCP: rates by number of sockets, ${shape === undefined ? "loopback" : "shaped link"}`,
     method:
