@@ -9,11 +9,15 @@ import type { Context } from "./main.ts";
 import { formatCount, median } from "./statistics.ts";
 import type { Table } from "./table.ts";
 
+/** After a start V8 still compiles and collects for some seconds. */
+const SETTLED_MS = 10_000;
+
 export async function benchProcess(context: Context): Promise<Table[]> {
   const starts = context.quick ? 3 : 11;
-  const idleSeconds = context.quick ? 3 : 15;
+  const idleSeconds = context.quick ? 3 : 20;
   const ready: number[] = [];
   const resident: number[] = [];
+  const readyCpu: number[] = [];
   let idlePercent = 0;
   for (let round = 0; round < starts; round++) {
     const data = `${context.folder}/process`;
@@ -34,7 +38,8 @@ export async function benchProcess(context: Context): Promise<Table[]> {
         60_000,
       );
       ready.push(performance.now() - startedMs);
-      await sleep(1500);
+      readyCpu.push(cpuMs(program.pid));
+      await sleep(round === 0 ? SETTLED_MS : 1500);
       resident.push(residentBytes(program.pid) / MIB);
       if (round === 0) {
         const before = cpuMs(program.pid);
@@ -48,14 +53,15 @@ export async function benchProcess(context: Context): Promise<Table[]> {
   return [
     {
       title: "The process",
-      method: `An empty data directory, ${starts} starts, medians; ready is the first "ready" of GET /health, asked every 10 ms.`,
+      method: `An empty data directory, ${starts} starts, medians; ready is the first "ready" of GET /health, asked every 10 ms. Idle is from ${SETTLED_MS / 1000} s after a start.`,
       columns: ["", "measured", "goal"],
       rows: [
         ["from `ashlar serve` to ready", `${formatCount(median(ready))} ms`, "< 300 ms"],
+        ["processor time of that", `${formatCount(median(readyCpu))} ms`, ""],
         ["resident memory, idle", `${formatCount(median(resident))} MiB`, "< 90 MiB"],
         [`processor, idle for ${idleSeconds} s`, `${idlePercent.toFixed(2)} %`, "0 %"],
       ],
-      data: { ready, resident, idlePercent },
+      data: { ready, readyCpu, resident, idlePercent },
     },
   ];
 }

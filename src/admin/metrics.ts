@@ -88,7 +88,7 @@ function writeVolumes(text: PrometheusText, volumes: readonly Found[], snapshots
     for (const { version } of [...volumes, ...snapshots]) text.sample(version.space[kind], { volume: version.name });
   }
   const sets = new Set([...volumes, ...snapshots].map(({ set }) => set));
-  const parts = ["disk", "live", "reclaimable", "spare"] as const;
+  const parts = ["disk", "live", "reclaimable", "spare", "map"] as const;
   for (const part of parts) {
     text.family(`ashlar_set_${part}_bytes`, "gauge", SET_HELP[part]);
     for (const { uuid, space } of sets) text.sample(space[part], { set: uuid });
@@ -108,4 +108,5 @@ const SET_HELP = {
   live: "Data of a version set that some version has",
   reclaimable: "Dead data of a version set, which cleaning gives back",
   spare: "Files kept for new segments and checkpoints",
+  map: "Memory that says where each block of a version set is",
 } as const;

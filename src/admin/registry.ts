@@ -31,7 +31,7 @@ const newSet = (uuid: string, lane: number): SetEntry => ({
   state: "opening",
   reason: undefined,
   versions: [],
-  space: { disk: 0, live: 0, reclaimable: 0, spare: 0 },
+  space: { disk: 0, live: 0, reclaimable: 0, spare: 0, map: 0 },
   damage: [],
   checksumErrors: 0,
 });

@@ -49,6 +49,8 @@ export interface SetSpaceFacts {
   readonly live: Bytes;
   readonly reclaimable: Bytes;
   readonly spare: Bytes;
+  /** Memory of the maps. */
+  readonly map: Bytes;
 }
 export interface VersionFacts {
   /** "db" or "db@monday". */

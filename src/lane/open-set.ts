@@ -22,7 +22,7 @@ export class OpenSet {
   /** The versions that the directory knows of, to tell what a change changed. */
   published: ReadonlyMap<string, Version> = new Map();
   readonly #spaces = new Map<string, SpaceFacts>();
-  #setSpace: SetSpaceFacts = { disk: 0, live: 0, reclaimable: 0, spare: 0 };
+  #setSpace: SetSpaceFacts = { disk: 0, live: 0, reclaimable: 0, spare: 0, map: 0 };
   #measuredAt: Millis = Number.NEGATIVE_INFINITY;
   #measureMs: Millis = 0;
 
@@ -103,8 +103,8 @@ export class OpenSet {
     const { clock } = this.#env;
     const began = clock.now();
     if (began - this.#measuredAt < this.#measureMs / SPACE_TIME_PART) return;
-    const { disk, live, reclaimable, spare } = yield* this.engine.space();
-    this.#setSpace = { disk, live, reclaimable, spare };
+    const { disk, live, reclaimable, spare, map } = yield* this.engine.space();
+    this.#setSpace = { disk, live, reclaimable, spare, map };
     for (const name of [...this.engine.versions.keys()])
       if (this.engine.versions.has(name)) this.#spaces.set(name, yield* this.engine.accounting(name));
     for (const name of [...this.#spaces.keys()]) if (!this.engine.versions.has(name)) this.#spaces.delete(name);

@@ -69,6 +69,8 @@ export interface SetSpace {
   /** Files kept for new segments, and the reserve for checkpoints. */
   readonly spare: Bytes;
   readonly segments: number;
+  /** Memory that says where each block is: leaves, and the directories of versions. */
+  readonly map: Bytes;
 }
 
 /** Space that a set with data keeps for a full disk: this part of a segment, at least so many bytes, and two checkpoints. */
@@ -844,7 +846,15 @@ export class VersionSet implements LogUser {
       reclaimable: (used - live) * BLOCK_BYTES,
       spare: usage.spare,
       segments: this.log.segments.count,
+      map: this.arena.bytes + this.#directoryBytes(),
     };
+  }
+
+  #directoryBytes(): number {
+    const directories = new Set([...this.tree.versions.values()].map(({ node }) => node.map.directory));
+    let bytes = 0;
+    for (const { leaves } of directories) bytes += leaves.byteLength;
+    return bytes;
   }
 
   /** Reads everything that is mapped (of the named versions, or of all) against its checksum. */

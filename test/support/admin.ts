@@ -16,8 +16,9 @@ export function call<T>(data: string, method: "GET" | "POST" | "DELETE", path: s
       reply.on("error", reject);
       reply.on("end", () => {
         const said = Buffer.concat(parts).toString();
+        const isJson = reply.headers["content-type"]?.startsWith("application/json") === true && said !== "";
         if (reply.statusCode! >= 300) reject(new Error(`${method} ${path}: ${reply.statusCode} ${said}`));
-        else resolve((said === "" ? undefined : JSON.parse(said)) as T);
+        else resolve((isJson ? JSON.parse(said) : said) as T);
       });
     });
     sent.on("error", reject);
