@@ -20,8 +20,6 @@ export interface Space {
 export interface SegmentStore {
   /** Creates segment `number`; "exists" if there is one, whoever made it. Its name is durable when this is done. */
   create(number: number): Task<File | DiskFault>;
-  /** Makes a spare whose blocks have been written, of `bytes`. A store for which that means nothing has none. */
-  prewrite?(bytes: number): Task<DiskFault | undefined>;
   open(number: number): Task<File | DiskFault>;
   /** Reserves space ahead of appends, so that a full disk is met here. */
   reserve(file: File, position: number, length: number): Effect<DiskFault | undefined>;
@@ -69,8 +67,6 @@ const SPARES_MAX = 8;
 const LOOK_BELOW_BYTES = 64 * MIB;
 /** Checkpoints are not counted as they come and go, so that files are looked at again after so many others did. */
 const LOOK_AFTER_CHANGES = 64;
-/** A prewritten spare is made in steps of this size. */
-const PREWRITE_BYTES = MIB;
 
 const SEGMENT_NAME = /^segment-([0-9a-f]{12})$/;
 const CHECKPOINT_NAME = /^checkpoint-([0-9a-f]{12})$/;
@@ -246,38 +242,6 @@ export class DirectoryStore implements SegmentStore {
 
   get spareCount(): number {
     return this.#spares.length;
-  }
-
-  /**
-   * Makes a spare whose blocks have been written: `fdatasync` of an append to it needs no journal commit. Worth its
-   * cost (the segment is written twice) only where flushes are frequent and appends small.
-   */
-  *prewrite(bytes: number): Task<DiskFault | undefined> {
-    yield* this.#scan();
-    // A spare has been written once already.
-    if (this.#spares.length > 0 || !this.#take(bytes)) return undefined;
-    const path = `${this.directory}/spare-${hex(this.#nextSpare++)}`;
-    const file = yield* perform(this.#disk.open(`${path}.new`, "create"));
-    if (isDiskFault(file)) return file;
-    const at = this.#env.memory.allocate(PREWRITE_BYTES);
-    let fault: DiskFault | undefined = at === 0 ? "full" : undefined;
-    if (at !== 0) {
-      this.#env.memory.bytes.fill(0, at, at + PREWRITE_BYTES);
-      for (let position = 0; position < bytes && fault === undefined; position += PREWRITE_BYTES) {
-        const length = Math.min(PREWRITE_BYTES, bytes - position);
-        fault = yield* transfer(this.#disk, "write", file, position, at, length);
-        if (fault === undefined) fault = yield* syncFile(this.#disk, file);
-      }
-      this.#env.memory.free(at);
-    }
-    yield* perform(this.#disk.close(file));
-    if (fault === undefined) fault = yield* perform(this.#disk.rename(`${path}.new`, path));
-    if (fault === undefined) this.#spares.push(path);
-    else {
-      this.#give(bytes);
-      yield* perform(this.#disk.unlink(`${path}.new`));
-    }
-    return fault;
   }
 
   *createCheckpoint(number: number): Task<File | DiskFault> {
