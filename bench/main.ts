@@ -4,6 +4,7 @@
  *   NAMES   nbd iscsi growth engine process scp (these by default), profile
  *   --quick           small sizes, few turns: for a first look, not for a claim
  *   --rounds N        turns of each workload (nbd)
+ *   --seconds N       how long each turn is (nbd; 2 by default)
  *   --peers           only the peers, to know the baseline
  *   --null            also a server that stores nothing: what client, loopback and loop leave of this machine
  *   --only WORDS      only workloads whose name contains this (nbd), or parts of the bench (engine: snapshots, …)
@@ -30,6 +31,8 @@ export interface Context {
   readonly quick: boolean;
   /** Turns of each workload, where something else was asked for than the default. */
   readonly rounds: number | undefined;
+  /** Of each turn, where something else was asked for than the default. */
+  readonly seconds: number | undefined;
   readonly peersOnly: boolean;
   /** Also a server that stores nothing. */
   readonly ceiling: boolean;
@@ -54,6 +57,7 @@ const { values, positionals } = parseArgs({
   options: {
     quick: { type: "boolean", default: false },
     rounds: { type: "string" },
+    seconds: { type: "string" },
     peers: { type: "boolean", default: false },
     null: { type: "boolean", default: false },
     only: { type: "string", default: "" },
@@ -84,6 +88,7 @@ try {
       folder,
       quick: values.quick,
       rounds: values.rounds === undefined ? undefined : Number(values.rounds),
+      seconds: values.seconds === undefined ? undefined : Number(values.seconds),
       peersOnly: values.peers,
       ceiling: values.null,
       only: values.only,

@@ -242,6 +242,7 @@ export class Log {
     this.#soon = new Soon(() => this.#pump());
     this.syncer = new Syncer(
       env,
+      store,
       (fault) => this.stop("failed", `fdatasync failed: ${fault}`),
       () => this.#told(),
     );
@@ -347,6 +348,8 @@ export class Log {
     });
     if (this.#headAt !== 0) this.#heads.give(this.#headAt);
     if (this.#zeroesAt !== 0) this.#env.memory.free(this.#zeroesAt);
+    for (const segment of this.segments.values())
+      for (const file of segment.moreFiles.splice(0)) yield* perform(this.#store.close(file));
     if (this.#next !== undefined) {
       const next = this.#next;
       this.#next = undefined;
@@ -791,8 +794,9 @@ export class Log {
     const bytes = this.segmentBlocks * BLOCK_BYTES;
     // Hosts may fill a disk before anybody sees to it that there is a reserve: it is taken before their data.
     if (!this.#reclaiming && !(yield* this.#user.keepReserve()) && this.#isForData) return "full";
-    const file = yield* this.#store.create(number);
-    if (isDiskFault(file)) return file;
+    const made = yield* this.#store.create(number);
+    if (isDiskFault(made)) return made;
+    const { file } = made;
     if (this.segments.count >= RESERVE_FROM_SEGMENTS) {
       const fault = yield* perform(this.#store.reserve(file, 0, bytes));
       // A change that frees space needs little of it, and goes on in a segment that has none yet. Copies of the cleaner's
@@ -810,6 +814,7 @@ export class Log {
     this.#lastSegment = number;
     const segment = this.segments.add(number);
     segment.file = file;
+    segment.rewritten = made.rewritten;
     this.#next = segment;
     return undefined;
   }
@@ -818,11 +823,12 @@ export class Log {
     const full = this.current;
     if (full !== undefined && !full.sealed) {
       full.sealed = true;
+      this.syncer.noteSealed(full);
       this.#summarise(full);
     }
     this.current = this.#next;
     this.#next = undefined;
-    this.#writtenTo = 0;
+    this.#writtenTo = this.current?.rewritten === true ? this.segmentBlocks : 0;
     this.#rolledAt = this.#env.clock.now();
     if (canary.armed === "reuse-segment-name") this.#lastSegment--;
   }

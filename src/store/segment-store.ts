@@ -17,9 +17,15 @@ export interface Space {
   readonly limited: boolean;
 }
 
+export interface NewSegment {
+  readonly file: File;
+  /** It was another segment before: all of its blocks have been written once. */
+  readonly rewritten: boolean;
+}
+
 export interface SegmentStore {
   /** Creates segment `number`; "exists" if there is one, whoever made it. Its name is durable when this is done. */
-  create(number: number): Task<File | DiskFault>;
+  create(number: number): Task<NewSegment | DiskFault>;
   open(number: number): Task<File | DiskFault>;
   /** Reserves space ahead of appends, so that a full disk is met here. */
   reserve(file: File, position: number, length: number): Effect<DiskFault | undefined>;
@@ -115,7 +121,6 @@ export class RoomLimit {
 }
 
 export class DirectoryStore implements SegmentStore {
-  readonly #env: Env;
   readonly #disk: Disk;
   readonly #limit: RoomLimit;
   /** A segment that is no spare of old: its space is new. */
@@ -132,7 +137,6 @@ export class DirectoryStore implements SegmentStore {
   #scanned = false;
 
   constructor(env: Env, directory: string, limit = new RoomLimit()) {
-    this.#env = env;
     this.#disk = env.disk;
     this.directory = directory;
     this.#limit = limit;
@@ -153,7 +157,7 @@ export class DirectoryStore implements SegmentStore {
     return `${this.directory}/checkpoint-${hex(number)}`;
   }
 
-  *create(number: number): Task<File | DiskFault> {
+  *create(number: number): Task<NewSegment | DiskFault> {
     yield* this.#scan();
     const path = this.describe(number);
     const spare = this.#spares.shift();
@@ -164,7 +168,7 @@ export class DirectoryStore implements SegmentStore {
         yield* perform(this.#disk.unlink(spare));
         const file = yield* perform(this.#disk.open(path, "write"));
         if (isDiskFault(file)) return file;
-        return (yield* perform(this.#disk.syncDirectory(this.directory))) ?? file;
+        return (yield* perform(this.#disk.syncDirectory(this.directory))) ?? { file, rewritten: true };
       }
       this.#spares.unshift(spare);
       if (linked === "exists") return linked;
@@ -172,7 +176,7 @@ export class DirectoryStore implements SegmentStore {
     const file = yield* perform(this.#disk.open(path, "create"));
     if (isDiskFault(file)) return file;
     this.#fresh = file;
-    return (yield* perform(this.#disk.syncDirectory(this.directory))) ?? file;
+    return (yield* perform(this.#disk.syncDirectory(this.directory))) ?? { file, rewritten: false };
   }
 
   *open(number: number): Task<File | DiskFault> {

@@ -11,9 +11,17 @@ export class Segment {
   readonly slot: number;
   /** Open while in use; opened again when needed. */
   file: File | undefined;
+  /** The same file opened again, for syncs that run at once; see `Syncer`. */
+  readonly moreFiles: File[] = [];
+  /** Syncs in flight. */
+  syncs = 0;
   /** Blocks written, header included: the next group goes there. */
   used = 0;
+  /** Its file was another segment's: all blocks of it have been written before. */
+  rewritten = false;
   firstGroup = 0;
+  /** The last one that was appended in this run. */
+  lastGroup = 0;
   /** Nothing is appended any more. */
   sealed = false;
   /** Its summary stands at its end. */

@@ -1,21 +1,60 @@
 /**
- * Flushes of a log: all that wait share one `fdatasync`, and whoever comes while one is running waits for the next, unless
- * the running one began after everything it promises. A failed `fdatasync` is never repeated: the kernel may have dropped
- * the pages that it could not write, and what a second attempt says is worth nothing.
+ * Flushes of a log. All that wait share one `fdatasync`. One that promises more than those that are running need not wait
+ * for their end: some may run at once, since a disk serves several in the time of one, and a slow one then holds up nobody
+ * who asked later. Each covers everything that is not on stable storage yet, whatever others are at, so that the end of a
+ * later one answers for the earlier ones too.
+ *
+ * A failed `fdatasync` is never repeated: the kernel may have dropped the pages that it could not write, and what a second
+ * attempt says is worth nothing. For the same reason those that run at once have a descriptor each: an error is told once
+ * per descriptor, and of two on the same one, the other would be told that all is well.
  */
 import { canary } from "#base/canary";
 import type { Status } from "#base/status";
+import { start } from "#base/task";
 import type { Millis } from "#base/units";
-import { type DiskFault, DiskOp, type Env } from "#env/env";
+import { type DiskFault, DiskOp, type Env, isDiskFault } from "#env/env";
 import type { Segment } from "./segment.ts";
+import type { SegmentStore } from "./segment-store.ts";
+
+/** So many run at once. */
+const SYNCS_MAX = 4;
 
 class Waiter {
   group = 0;
   done: (status: Status) => void = () => {};
 }
 
+/** One `fdatasync` of all that is dirty: of one segment, or of several. */
+class Sync {
+  /** Which of the descriptors of a segment it uses. */
+  readonly place: number;
+  readonly #ops: DiskOp[] = [];
+  readonly #ended: (op: DiskOp) => void;
+  readonly segments: Segment[] = [];
+  /** Of its segments, so many have not been synced yet. 0: it does not run. */
+  pending = 0;
+  /** Groups up to this one will be on stable storage. */
+  target = 0;
+  fault: DiskFault | undefined;
+  startedAt: Millis = 0;
+
+  constructor(place: number, ended: (sync: Sync) => void) {
+    this.place = place;
+    this.#ended = (op) => {
+      if (op.fault !== undefined) this.fault = op.fault;
+      this.#ops.push(op);
+      if (--this.pending === 0) ended(this);
+    };
+  }
+
+  takeOp(): DiskOp {
+    return this.#ops.pop() ?? new DiskOp(this.#ended);
+  }
+}
+
 export class Syncer {
   readonly #env: Env;
+  readonly #store: SegmentStore;
   readonly #onFault: (fault: DiskFault) => void;
   readonly #onIdle: () => void;
   /** Groups up to these have been appended, or are on stable storage. */
@@ -23,14 +62,17 @@ export class Syncer {
   synced = 0;
   /** Segments with appended groups that are not synced. */
   readonly #dirty: Segment[] = [];
-  /** Those of the sync that is running. */
-  readonly #syncing: Segment[] = [];
-  #pending = 0;
+  readonly #syncs: Sync[] = [];
+  #running = 0;
+  /** The greatest of those that run: what has been asked for beyond it needs another one. */
   #target = 0;
-  #fault: DiskFault | undefined;
-  #startedAt: Millis = 0;
-  readonly #ops: DiskOp[] = [];
+  #wanted = 0;
+  #opening = 0;
+  /** The segment of which no more descriptors could be had. */
+  #refused: Segment | undefined;
+  /** Those who wait, and a list to take turns with it: whoever is told may ask again. */
   #waiters: Waiter[] = [];
+  #told: Waiter[] = [];
   readonly #spares: Waiter[] = [];
   #stopped = false;
   /** Since the set was opened. */
@@ -38,26 +80,32 @@ export class Syncer {
   msMax: Millis = 0;
 
   /** `onFault` is told of a sync that failed; then nothing is synced any more. `onIdle` follows the end of each sync. */
-  constructor(env: Env, onFault: (fault: DiskFault) => void, onIdle: () => void) {
+  constructor(env: Env, store: SegmentStore, onFault: (fault: DiskFault) => void, onIdle: () => void) {
     this.#env = env;
+    this.#store = store;
     this.#onFault = onFault;
     this.#onIdle = onIdle;
+    for (let place = 0; place < SYNCS_MAX; place++) this.#syncs.push(new Sync(place, (sync) => this.#onEnded(sync)));
   }
 
   /** All up to `group` has been there, and was synced, before this run. */
   resume(group: number): void {
-    this.appended = group;
-    this.synced = group;
+    this.appended = this.synced = this.#target = group;
   }
 
   /** A group has been appended to a segment. */
   noteAppend(segment: Segment, group: number): void {
-    this.appended = group;
+    this.appended = segment.lastGroup = group;
     if (!this.#dirty.includes(segment)) this.#dirty.push(segment);
   }
 
+  /** Nothing more is appended to a segment. */
+  noteSealed(segment: Segment): void {
+    this.#closeMore(segment);
+  }
+
   get isBusy(): boolean {
-    return this.#pending > 0;
+    return this.#running > 0 || this.#opening > 0;
   }
 
   isDirty(segment: Segment): boolean {
@@ -71,10 +119,10 @@ export class Syncer {
       return;
     }
     const waiter = this.#spares.pop() ?? new Waiter();
-    waiter.group = this.appended;
+    waiter.group = this.#wanted = this.appended;
     waiter.done = done;
     this.#waiters.push(waiter);
-    if (this.#pending === 0) this.#start();
+    this.#startOne();
   }
 
   /** Nothing more is promised: whoever waits is answered with `status`. */
@@ -85,38 +133,63 @@ export class Syncer {
     for (const waiter of waiters) waiter.done(status);
   }
 
-  #start(): void {
-    this.#target = this.appended;
-    this.#fault = undefined;
-    this.#startedAt = this.#env.clock.now();
-    this.#pending = this.#dirty.length;
-    this.count++;
-    for (const segment of this.#dirty) {
-      const op = this.#ops.pop() ?? new DiskOp((ended) => this.#onSynced(ended));
-      op.kind = "sync";
-      op.file = segment.file!;
-      segment.pins++;
-      this.#syncing.push(segment);
-      this.#env.disk.submit(op);
+  /** Starts another one, if what is asked for needs it and there are descriptors for it. */
+  #startOne(): void {
+    if (this.#stopped || this.#wanted <= this.#target) return;
+    let idle: Sync | undefined;
+    for (const sync of this.#syncs) {
+      if (sync.pending > 0) continue;
+      if (this.#hasFiles(sync.place)) return this.#start(sync);
+      idle ??= sync;
     }
-    this.#dirty.length = 0;
+    if (idle !== undefined) this.#openMore();
   }
 
-  #onSynced(op: DiskOp): void {
-    if (op.fault !== undefined) this.#fault = op.fault;
-    this.#ops.push(op);
-    if (--this.#pending > 0) return;
-    for (const segment of this.#syncing) segment.pins--;
-    this.#syncing.length = 0;
-    this.msMax = Math.max(this.msMax, this.#env.clock.now() - this.#startedAt);
-    if (this.#fault !== undefined && canary.armed !== "retry-failed-sync") {
-      this.#onFault(this.#fault);
+  #hasFiles(place: number): boolean {
+    for (const segment of this.#dirty) if (place > segment.moreFiles.length) return false;
+    return true;
+  }
+
+  #start(sync: Sync): void {
+    sync.target = this.#target = this.appended;
+    sync.fault = undefined;
+    sync.startedAt = this.#env.clock.now();
+    sync.pending = this.#dirty.length;
+    this.#running++;
+    this.count++;
+    for (const segment of this.#dirty) {
+      const op = sync.takeOp();
+      op.kind = "sync";
+      op.file = sync.place === 0 ? segment.file! : segment.moreFiles[sync.place - 1]!;
+      segment.pins++;
+      segment.syncs++;
+      sync.segments.push(segment);
+      this.#env.disk.submit(op);
+    }
+  }
+
+  #onEnded(sync: Sync): void {
+    this.#running--;
+    for (const segment of sync.segments) {
+      segment.pins--;
+      segment.syncs--;
+    }
+    this.msMax = Math.max(this.msMax, this.#env.clock.now() - sync.startedAt);
+    if (sync.fault !== undefined && canary.armed !== "retry-failed-sync") {
+      sync.segments.length = 0;
+      this.#onFault(sync.fault);
       this.#onIdle();
       return;
     }
-    if (this.#target > this.synced) this.synced = this.#target;
+    if (sync.target > this.synced) this.synced = sync.target;
+    let kept = 0;
+    for (const segment of this.#dirty) if (segment.lastGroup > this.synced) this.#dirty[kept++] = segment;
+    this.#dirty.length = kept;
+    for (const segment of sync.segments) if (segment.sealed) this.#closeMore(segment);
+    sync.segments.length = 0;
     const waiters = this.#waiters;
-    this.#waiters = [];
+    this.#waiters = this.#told;
+    this.#told = waiters;
     for (const waiter of waiters) {
       if (waiter.group > this.synced) {
         this.#waiters.push(waiter);
@@ -125,7 +198,44 @@ export class Syncer {
       waiter.done("ok");
       this.#spares.push(waiter);
     }
-    if (this.#waiters.length > 0 && this.#pending === 0 && !this.#stopped) this.#start();
+    waiters.length = 0;
+    this.#startOne();
     this.#onIdle();
+  }
+
+  /** Opens the segment that is being written once more, so that another sync can run. */
+  #openMore(): void {
+    const segment = this.#dirty[this.#dirty.length - 1]!;
+    if (this.#opening > 0 || segment.sealed || segment === this.#refused) return;
+    if (segment.moreFiles.length === SYNCS_MAX - 1) return;
+    this.#opening++;
+    segment.pins++;
+    start(
+      this.#store.open(segment.number),
+      (file) => {
+        this.#opening--;
+        segment.pins--;
+        if (isDiskFault(file)) this.#refused = segment;
+        else segment.moreFiles.push(file);
+        if (segment.sealed) this.#closeMore(segment);
+        this.#startOne();
+        this.#onIdle();
+      },
+      (error) => {
+        throw error;
+      },
+    );
+  }
+
+  /** Closes the further descriptors of a segment that needs no sync any more. */
+  #closeMore(segment: Segment): void {
+    if (segment.moreFiles.length === 0 || segment.syncs > 0 || this.isDirty(segment)) return;
+    for (const file of segment.moreFiles.splice(0)) {
+      this.#opening++;
+      this.#store.close(file)(() => {
+        this.#opening--;
+        this.#onIdle();
+      });
+    }
   }
 }
