@@ -7,12 +7,12 @@ import { residentBytes } from "./cpu.ts";
 import { everyOnce, generate, scattered } from "./load.ts";
 import type { Context } from "./main.ts";
 import { AshlarServer, startNull } from "./servers.ts";
-import { formatCount, median, quantile } from "./statistics.ts";
+import { formatCount, median, pairedRatio, quantile } from "./statistics.ts";
 import type { Table } from "./table.ts";
 
 const API_PROBE = fileURLToPath(new URL("api-probe.js", import.meta.url));
 const BLOCK = 4 * KIB;
-const ROUNDS = 3;
+const ROUNDS = 5;
 /** One 4 KiB block in sixteen is written: more work for the map than a volume that is full. */
 const STRIDE = 16 * BLOCK;
 const HOT = 64 * MIB;
@@ -32,11 +32,11 @@ export async function benchGrowth(context: Context): Promise<Table[]> {
 interface Point {
   readonly label: string;
   readonly rates: number[];
-  readonly extra: string;
+  extra: string;
 }
 
 function tabulate(title: string, method: string, first: string, extra: string, points: readonly Point[]): Table {
-  const best = Math.max(...points.map((point) => median(point.rates)));
+  const best = points.toSorted((a, b) => median(b.rates) - median(a.rates))[0]!;
   return {
     title,
     method,
@@ -44,7 +44,7 @@ function tabulate(title: string, method: string, first: string, extra: string, p
     rows: points.map((point) => [
       point.label,
       formatCount(median(point.rates)),
-      `${Math.round((100 * median(point.rates)) / best)} %`,
+      `${Math.round(100 * pairedRatio(point.rates, best.rates))} %`,
       point.extra,
     ]),
     data: points,
@@ -65,36 +65,34 @@ async function fill(port: number, volumes: readonly string[], bytes: number): Pr
 async function manyVolumes(context: Context, counts: readonly number[], seconds: number): Promise<Table> {
   const server = await AshlarServer.start(`${context.folder}/volumes`, { args: context.serveArgs });
   const CONNECTIONS = 64;
-  const points: Point[] = [];
+  const points: Point[] = counts.map((count) => ({ label: String(count), rates: [], extra: "" }));
   try {
     let made = 0;
-    for (const count of counts) {
+    for (const [index, count] of counts.entries()) {
       const fresh = names(count).slice(made);
       for (const name of fresh) await call(server.data, "POST", "/v1/volumes", { name, size: GIB });
-      await fill(server.port, fresh, count <= 10 ? 8 * MIB : MIB);
+      await fill(server.port, fresh, MIB);
       made = count;
-      const rates: number[] = [];
-      for (let round = 0; round < ROUNDS; round++) {
-        // Spread over all volumes; with more of them than connections, over other ones in each round.
-        const volumes = Array.from({ length: CONNECTIONS }, (_, index) => `v${(index * 37 + round * 11) % count}`);
-        const next = scattered(MIB, BLOCK, round);
-        rates.push((await generate({ kind: "read", port: server.port, volumes, depth: 16, next, seconds })).rate);
-      }
       const status: number[] = [];
-      for (let index = 0; index < 20; index++) status.push(await timed(() => call(server.data, "GET", "/v1/status")));
-      points.push({
-        label: String(count),
-        rates,
-        extra: `${formatCount(residentBytes(server.pid) / MIB)} MiB, status ${formatCount(median(status))} ms`,
-      });
-      context.tell(`${count} volumes: ${formatCount(median(rates))} reads/s`);
+      for (let times = 0; times < 20; times++) status.push(await timed(() => call(server.data, "GET", "/v1/status")));
+      points[index]!.extra =
+        `${formatCount(residentBytes(server.pid) / MIB)} MiB, status ${formatCount(median(status))} ms`;
     }
+    // All volumes are there in every turn; what differs is how many are asked. Each takes a part of the same 64 MiB.
+    for (let round = 0; round < ROUNDS; round++)
+      for (const [index, count] of counts.entries()) {
+        const volumes = Array.from({ length: CONNECTIONS }, (_, line) => `v${(line * 37 + round * 11) % count}`);
+        const next = scattered(MIB, BLOCK, round);
+        const { rate } = await generate({ kind: "read", port: server.port, volumes, depth: 16, next, seconds });
+        points[index]!.rates.push(rate);
+      }
+    for (const { label, rates } of points) context.tell(`${label} volumes: ${formatCount(median(rates))} reads/s`);
   } finally {
     await server.stop();
   }
   return tabulate(
     "More volumes",
-    `4 KiB random reads of 1 MiB per volume, ${CONNECTIONS} connections with 16 requests each, spread over all volumes; medians of ${ROUNDS} turns.`,
+    `4 KiB random reads of 1 MiB per volume, ${CONNECTIONS} connections with 16 requests each, spread over so many volumes; medians of ${ROUNDS} turns through all rows. Memory, and how long \`GET /v1/status\` takes, are those of a server that has just so many volumes.`,
     "volumes",
     "server",
     points,
@@ -105,31 +103,35 @@ async function manyConnections(context: Context, counts: readonly number[], seco
   const server = await AshlarServer.start(`${context.folder}/connections`, { args: context.serveArgs });
   const empty = await startNull();
   const points: Point[] = [];
+  const found = counts.map(() => ({ rates: [] as number[], ceiling: [] as number[], answers: [] as number[], mib: 0 }));
   try {
     await call(server.data, "POST", "/v1/volumes", { name: "v0", size: GIB });
     await fill(server.port, ["v0"], HOT);
-    for (const count of counts) {
-      const rates: number[] = [];
-      const ceiling: number[] = [];
-      const answers: number[] = [];
-      for (let round = 0; round < ROUNDS; round++) {
+    for (let round = 0; round < ROUNDS; round++)
+      for (const [index, count] of counts.entries()) {
+        const { rates, ceiling, answers } = found[index]!;
         const volumes = Array.from({ length: count }, () => "v0");
         const load = { kind: "read", volumes, depth: 32, next: scattered(HOT, BLOCK, round) } as const;
         rates.push((await generate({ ...load, port: server.port, seconds })).rate);
+        if (round === 0) found[index]!.mib = residentBytes(server.pid) / MIB;
         ceiling.push((await generate({ ...load, port: empty.port, seconds })).rate);
         // The control plane under full load, in a turn of its own: the one who asks takes processor time too.
-        const probe = run(process.execPath, [API_PROBE, server.data, String(seconds * 0.9)]);
-        await generate({ ...load, port: server.port, seconds });
+        let probe = Promise.resolve("[]");
+        const onOpen = () => {
+          probe = run(process.execPath, [API_PROBE, server.data, String(seconds * 0.9)]);
+        };
+        await generate({ ...load, port: server.port, seconds, onOpen });
         answers.push(...(JSON.parse(await probe) as number[]));
       }
-      const share = formatCount(median(rates.map((rate, turn) => rate / ceiling[turn]!)));
+    for (const [index, { rates, ceiling, answers, mib }] of found.entries()) {
+      const share = formatCount(pairedRatio(rates, ceiling));
       const p99 = formatCount(quantile(answers, 0.99));
       points.push({
-        label: String(count),
+        label: String(counts[index]),
         rates,
-        extra: `${share} of a server that stores nothing, ${formatCount(residentBytes(server.pid) / MIB)} MiB, API p99 ${p99} ms`,
+        extra: `${share} of a server that stores nothing, ${formatCount(mib)} MiB, API p99 ${p99} ms`,
       });
-      context.tell(`${count} connections: ${formatCount(median(rates))} reads/s, ${points.at(-1)!.extra}`);
+      context.tell(`${counts[index]} connections: ${formatCount(median(rates))} reads/s, ${points.at(-1)!.extra}`);
     }
   } finally {
     await server.stop();
@@ -137,7 +139,7 @@ async function manyConnections(context: Context, counts: readonly number[], seco
   }
   return tabulate(
     "More connections",
-    `4 KiB random reads of ${HOT / MIB} MiB of one volume, 32 requests in flight on each connection; medians of ${ROUNDS} turns. Beside it, in the same turns, a server that stores nothing: what client, loopback and memory make of more connections. Resident memory of the whole server. The API's answers to \`GET /v1/status\` are timed by another process under the same load, on the same two cores as load and lanes.`,
+    `4 KiB random reads of ${HOT / MIB} MiB of one volume, 32 requests in flight on each connection; medians of ${ROUNDS} turns through all rows. Beside it, in the same turns, a server that stores nothing: what client, loopback and memory make of more connections. Resident memory of the whole server. The API's answers to \`GET /v1/status\` are timed by another process under the same load, on the same two cores as load and lanes.`,
     "connections",
     "server",
     points,

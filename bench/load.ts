@@ -12,6 +12,8 @@ const REQUEST_MAGIC = 0x25609513;
 const REPLY_MAGIC = 0x67446698;
 const BLOCK = 4 * KIB;
 const RECEIVE_BYTES = 256 * KIB;
+/** Of all connections: what comes is looked at before the next one is read. One that each has would be out of the cache. */
+const RECEIVED = Buffer.allocUnsafeSlow(RECEIVE_BYTES);
 
 export interface LoadOptions {
   readonly kind: "read" | "write";
@@ -23,6 +25,8 @@ export interface LoadOptions {
   next(): number | undefined;
   /** Ends by itself after this long; otherwise when `next` does. */
   readonly seconds?: number;
+  /** All connections are there, and the load begins. */
+  onOpen?(): void;
 }
 export interface LoadResult {
   readonly operations: number;
@@ -33,6 +37,7 @@ export interface LoadResult {
 /** Runs the load to its end. Rejects when a connection ends, or a reply is an error. */
 export async function generate(options: LoadOptions): Promise<LoadResult> {
   const lines = await Promise.all(options.volumes.map((volume) => Line.open(options, volume)));
+  options.onOpen?.();
   const startedMs = performance.now();
   const timer =
     options.seconds === undefined
@@ -75,7 +80,7 @@ class Line {
       host: "127.0.0.1",
       noDelay: true,
       onread: {
-        buffer: Buffer.allocUnsafeSlow(RECEIVE_BYTES),
+        buffer: RECEIVED,
         callback: (count, buffer) => {
           this.#receive(buffer as Buffer, count);
           return true;

@@ -16,7 +16,7 @@ const OUTPUT_BYTES_MAX = 40_000;
  * @returns { passed, failures: [{name, detail}], skipped: [{name, why}], tests: [{name, ms}], ms, notes }
  */
 export async function runFile(root, file, { name, hangMs, cache }) {
-  const log = join(cache, "test-logs", `${file.path.replaceAll("/", "~")}.log`);
+  const log = join(cache, "test-logs", `${file.path.replaceAll(/[/ ]/g, "~")}.log`);
   const told = join(tmpdir(), `ashlar-test-${randomUUID()}.jsonl`);
   const mark = `ASHLAR_TEST_FILE=${randomUUID()}`;
   const args = ["--enable-source-maps", `--test-reporter=${REPORTER}`, `--test-reporter-destination=${told}`];
@@ -28,7 +28,7 @@ export async function runFile(root, file, { name, hangMs, cache }) {
   const [key, value] = mark.split("=");
   const child = spawn(process.execPath, [...args, file.program], {
     cwd: root,
-    env: { ...process.env, [key]: value },
+    env: { ...process.env, ...file.env, [key]: value },
     stdio: ["ignore", output, output],
     detached: true,
   });

@@ -17,6 +17,20 @@ const SUITES = [
   { name: "crash", path: /^test\/crash\//, hangMs: 600_000, peers: true, alone: false, order: 8 },
   { name: "whole", path: /^test\//, hangMs: 300_000, peers: true, alone: false, order: 2 },
 ];
+/**
+ * Run a second time with `--env node`: without io_uring, in a container or on an old kernel, the same must be true. What
+ * is below Env has its contract for all of them; these are whole servers. `ASHLAR_ENV=node npm test` runs all of it so.
+ */
+const ALSO_ON_NODE = new Set([
+  "test/api.test.ts",
+  "test/lanes.test.ts",
+  "test/server-life.test.ts",
+  "test/scp/reservations.test.ts",
+  "test/interop/fio.test.ts",
+  "test/interop/nbdinfo.test.ts",
+  "test/crash/lane-death.test.ts",
+  "test/crash/three-fronts.test.ts",
+]);
 const ROOTS = ["src", "test", "sim", "bench", "examples"];
 
 /** Test files are found by their source, so that what was deleted there does not live on in dist/. */
@@ -28,7 +42,10 @@ export function findFiles(root, words, times) {
       if (entry.isDirectory()) walk(path);
       else if (entry.name.endsWith(".test.ts")) {
         const suite = SUITES.find((candidate) => candidate.path.test(path));
-        files.push({ path, suite, program: join(root, "dist", path.replace(/\.ts$/, ".js")) });
+        const program = join(root, "dist", path.replace(/\.ts$/, ".js"));
+        files.push({ path, suite, program });
+        if (ALSO_ON_NODE.has(path) && process.env.ASHLAR_ENV === undefined)
+          files.push({ path: `${path} on node`, suite, program, env: { ASHLAR_ENV: "node" } });
       }
     }
   };
