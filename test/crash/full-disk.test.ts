@@ -105,3 +105,41 @@ test("space that somebody else takes is noticed, and writes go on when it is giv
   assert.equal(after.full, 0);
   await checkAll(server.nbd, "db", db);
 });
+
+test("a disk that fills up in the middle of snapshots and cleaning loses neither, and takes writes again without them", async (t) => {
+  const random = chance((line) => t.diagnostic(line));
+  const mount = await smallFileSystem(t, DISK);
+  const server = await Server.start(t, { data: join(mount, "data") });
+  await server.ashlar("volume", "create", "db", "--size", "64M");
+  const db = new Oracle(8, (64 * MIB) / BLOCK_BYTES);
+  /** What each snapshot must hold. Each keeps what was overwritten since, and so there is ever less for the cleaner. */
+  const snapshots = new Map<string, Oracle>();
+  let full = 0;
+  for (let round = 0; full === 0 && round < 40; round++) {
+    full = (await load(server.nbd, "db", db, random, { operations: 800 })).full;
+    const name = `db@s${round}`;
+    const { status, stderr } = await server.ashlarAny(["snapshot", "create", name]);
+    assert.ok(status === 0 || status === 7, stderr);
+    if (status === 0) snapshots.set(name, db.copy());
+  }
+  assert.ok(full > 0, "the disk is full at some time");
+  assert.ok(snapshots.size > 0);
+  const check = async () => {
+    await checkAll(server.nbd, "db", db);
+    for (const [name, oracle] of snapshots) await checkAll(server.nbd, name, oracle);
+  };
+  await check();
+  await server.kill();
+  await server.restart();
+  await check();
+  for (const name of [...snapshots.keys()]) {
+    await server.ashlar("snapshot", "rm", name);
+    snapshots.delete(name);
+  }
+  // What they kept is given back in the background.
+  let after = await load(server.nbd, "db", db, random, { operations: 500 });
+  for (let attempt = 0; after.full > 0 && attempt < 20; attempt++)
+    after = await load(server.nbd, "db", db, random, { operations: 500 });
+  assert.equal(after.full, 0, "there is room again");
+  await check();
+});
