@@ -11,7 +11,7 @@ import type { Millis } from "#base/units";
 import type { BlockOp } from "#device/device";
 import { type Alarm, type Env, isNetError, Soon } from "#env/env";
 import { type Configured, WORLD_TAG_MIN } from "#proto/scp/config-host";
-import { Capability, Op, SPLIT_BYTES, Version } from "#wire/scp/codes";
+import { Capability, Event, Op, SPLIT_BYTES, Version } from "#wire/scp/codes";
 import type { DataPort } from "#wire/scp/config";
 import { type AgentEnd, type Orphan, ScpAgent } from "./scp-agent.ts";
 import { dialData } from "./scp-dial.ts";
@@ -98,6 +98,7 @@ export interface HostFacts {
   readonly server: string;
   readonly version: number;
   readonly tls: boolean;
+  /** Why the last session ended, and why the last attempt to begin another failed, if none has begun since. */
   readonly lastDown: string;
   readonly reconfigurations: number;
   readonly fences: number;
@@ -201,7 +202,10 @@ export class ScpHost {
   /** By address and the port's place among those of it. */
   readonly #seats = new Map<string, Seat[]>();
   #stopped = false;
-  #lastDown = "";
+  #lastEnd = "";
+  #lastFailure = "";
+  /** The server has said that it is going down. */
+  #draining = false;
   #reconfigurations = 0;
   #fences = 0;
   /** Which address to try first: that of the network heard last. */
@@ -296,7 +300,7 @@ export class ScpHost {
       server: address === undefined ? "" : `${address.host}:${address.port}`,
       version: this.#configured?.version ?? 0,
       tls: this.#configured !== undefined && this.#link?.tls === true,
-      lastDown: this.#lastDown,
+      lastDown: [this.#lastEnd, this.#lastFailure].filter((why) => why !== "").join(", then "),
       reconfigurations: this.#reconfigurations,
       fences: this.#fences,
       queued: this.#queue.length,
@@ -506,7 +510,9 @@ export class ScpHost {
       onConfigured: (configured) => this.#onConfigured(configured),
       onAnswer: (op, tag) => this.#onAnswer(op, tag),
       onPing: (took) => this.#pace(link.address?.host ?? "").answered(took),
-      onEvent: () => {},
+      onEvent: (event) => {
+        if (event === Event.DRAINING) this.#draining = true;
+      },
       onDown: (why, address, detail) => this.#onDown(link, why, address, detail),
     });
     this.#link = link;
@@ -519,6 +525,7 @@ export class ScpHost {
       this.#epoch++;
       this.#agentAt = this.#env.clock.now();
       this.#redials = 0;
+      this.#lastFailure = "";
       this.#reconfigurations++;
       this.#nextSerial = 1;
       this.#networks = [];
@@ -598,7 +605,10 @@ export class ScpHost {
     const wasUp = this.#configured !== undefined;
     this.#link = undefined;
     this.#configured = undefined;
-    this.#lastDown = detail === "" ? why : `${why}: ${detail}`;
+    const words = detail === "" ? why : `${why}: ${detail}`;
+    if (wasUp) this.#lastEnd = this.#draining ? "draining" : words;
+    else this.#lastFailure = words;
+    this.#draining = false;
     if (address !== undefined && why !== "stopped") this.#badAt.set(address.host, this.#env.clock.now());
     // The next session fences all of this one.
     const waiting = [...this.#fencing.values()].flat();

@@ -109,6 +109,21 @@ for (const version of [1, 2])
       assert.deepEqual(Buffer.from(read.bytes), Buffer.from(bytes));
     });
 
+    it("waits for a server that goes down in order, and tells why it has no session", async () => {
+      const host = world.hosts[0]!;
+      const unit = host.unit(0)!;
+      await new Promise<void>((resolve) => world.front.drain()(resolve));
+      await until(() => !host.up, "the end of the session");
+      const write = world.run(unit, "write", 0, 4096, pattern(4096, 5));
+      const why = version === 2 ? /^draining/ : /^(closed|lost)/;
+      assert.match(host.facts().lastDown, why);
+      await until(() => /, then unreachable/.test(host.facts().lastDown), "an attempt to come back");
+      await world.serve();
+      assert.equal((await write).status, "ok");
+      assert.match(host.facts().lastDown, why);
+      assert.doesNotMatch(host.facts().lastDown, /then/);
+    });
+
     it("gives back all memory", async () => {
       world.hosts[0]!.stop();
       await until(() => world.front.connections().length === 0, "the end of the session");

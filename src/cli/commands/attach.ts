@@ -314,16 +314,14 @@ function formatPaths(all: readonly AttachedNow[]): string {
 
 function formatOne({ id, host, unit, device, fuse, socket, units, paths }: AttachedNow): string {
   const attached = units.length === 1 ? units[0] : units.find(({ number }) => number === unit);
+  const isGone = unit !== undefined && attached?.number !== unit;
   const lines = formatFacts([
     ["attachment", id],
     [
       "server",
       `${paths.server || "none"}, ${paths.state}${paths.version === 0 ? "" : `, version ${paths.version}${paths.tls ? " under TLS" : ""}`} as ${host}`,
     ],
-    [
-      "disk",
-      `${device ?? fuse ?? socket}${attached === undefined ? "" : ` is unit ${attached.number} ${attached.name}`}`,
-    ],
+    ["disk", `${device ?? fuse ?? socket}${isGone ? ` was unit ${unit}, which is gone` : nameOf(attached)}`],
     [
       "units",
       units
@@ -358,3 +356,6 @@ function formatOne({ id, host, unit, device, fuse, socket, units, paths }: Attac
 function formatEnd({ lastEnd, lastEndAt }: { lastEnd: string; lastEndAt: number }): string {
   return lastEnd === "" ? "" : `${lastEnd}, ${formatSpan((Date.now() - lastEndAt) / 1000)} ago`;
 }
+
+const nameOf = (unit: AttachedNow["units"][number] | undefined): string =>
+  unit === undefined ? "" : ` is unit ${unit.number} ${unit.name}`;
