@@ -7,6 +7,7 @@ import { canary } from "#base/canary";
 import { start, type Task } from "#base/task";
 import { BLOCK_BYTES } from "#base/units";
 import { type Env, isDiskFault } from "#env/env";
+import { BufferPool } from "./buffer-pool.ts";
 import { COVERED_FROM, decodeGroup, ENTRY, GROUP, HEAD_BLOCKS_MAX, summaryBlocks } from "./format.ts";
 import { decodeSummary, type Log } from "./log.ts";
 import type { Segment } from "./segment.ts";
@@ -21,6 +22,11 @@ export class Checksums {
   readonly #env: Env;
   readonly #store: SegmentStore;
   readonly #log: Log;
+  /**
+   * Memory for loading, which must not fail: who reads holds memory while it waits for checksums, and would be told that its data
+   * is damaged.
+   */
+  readonly #buffers: BufferPool;
   #clock = 0;
   #cached = 0;
   #open = 0;
@@ -30,6 +36,8 @@ export class Checksums {
     this.#env = env;
     this.#store = store;
     this.#log = log;
+    const blocks = Math.max(HEAD_BLOCKS_MAX + 1, summaryBlocks(log.segmentBlocks));
+    this.#buffers = BufferPool.of(env, blocks * BLOCK_BYTES);
   }
 
   /** Notes that a segment is in use, for the choice of what to forget. */
@@ -89,13 +97,12 @@ export class Checksums {
     const { memory, disk } = this.#env;
     const { segmentBlocks } = this.#log;
     const blocks = summaryBlocks(segmentBlocks);
-    const at = memory.allocate(blocks * BLOCK_BYTES);
-    if (at === 0) return false;
+    const at = yield* this.#buffers.take();
     const position = (segmentBlocks - blocks) * BLOCK_BYTES;
     const fault = yield* transfer(disk, "read", segment.file!, position, at, blocks * BLOCK_BYTES);
     const hash = (from: number, length: number): number => memory.hash(from, length);
     const ok = fault === undefined && decodeSummary(memory.view, memory.bytes, hash, at, blocks, segment.number, sums);
-    memory.free(at);
+    this.#buffers.give(at);
     if (!ok) this.#env.log.warn({ file: this.#store.describe(segment.number) }, "a segment's summary is damaged");
     return ok;
   }
@@ -103,8 +110,7 @@ export class Checksums {
   /** Walks the groups of a segment. What lies behind a damaged head stays without checksums, and is found damaged. */
   *#fromGroups(segment: Segment, sums: Uint32Array): Task<boolean> {
     const { memory, disk } = this.#env;
-    const at = memory.allocate(HEAD_BLOCKS_MAX * BLOCK_BYTES);
-    if (at === 0) return false;
+    const at = yield* this.#buffers.take();
     const { view } = memory;
     for (let block = 1; block < segment.used; ) {
       const length = Math.min(HEAD_BLOCKS_MAX, segment.used - block) * BLOCK_BYTES;
@@ -129,7 +135,7 @@ export class Checksums {
       for (let each = 0; each < head.dataBlocks; each++) sums[first + each] = view.getUint32(sumsAt + each * 4);
       block = first + head.dataBlocks;
     }
-    memory.free(at);
+    this.#buffers.give(at);
     return true;
   }
 
