@@ -46,16 +46,28 @@ export class Partition implements BlockDevice {
   #size: Bytes;
   #gone = false;
   #inFlight = 0;
-  /** A sync has failed: nothing that was written since the one before can be promised any more. */
-  #failed = false;
+  /**
+   * Drives of which a sync has failed: nothing that was written to them since the one before can be promised any more, by
+   * whatever partition, and the system tells it only once.
+   */
+  readonly #failedDrives: Set<File>;
+  #mapFailed = false;
   readonly #whenIdle: (() => void)[] = [];
   /** Compare-and-writes are done one after another, and nothing else is while one is. */
   #exclusive = false;
   readonly #waiting: BlockOp[] = [];
   readonly #next = new Soon(() => this.#startWaiting());
 
-  constructor(env: Env, name: string, uuid: string, slices: readonly Slice[], zero: ZeroMap | undefined) {
+  constructor(
+    env: Env,
+    name: string,
+    uuid: string,
+    slices: readonly Slice[],
+    zero: ZeroMap | undefined,
+    failedDrives: Set<File>,
+  ) {
     this.#env = env;
+    this.#failedDrives = failedDrives;
     this.name = name;
     this.uuid = uuid;
     this.#zero = zero;
@@ -158,9 +170,11 @@ export class Partition implements BlockDevice {
   readonly #home: PartHome = {
     slices: () => this.#slices,
     // What a failed sync had to write is lost to the kernel: a second one would lie.
-    failed: () => this.#failed,
-    syncFailed: () => {
-      this.#failed = true;
+    failed: () =>
+      this.#mapFailed || (this.#failedDrives.size > 0 && this.#slices.some(({ file }) => this.#failedDrives.has(file))),
+    syncFailed: (file) => {
+      if (file === undefined) this.#mapFailed = true;
+      else this.#failedDrives.add(file);
     },
     zero: () => this.#zero,
     done: (part, op, status) => {
@@ -192,7 +206,8 @@ export class Partition implements BlockDevice {
 interface PartHome {
   slices(): readonly Slice[];
   failed(): boolean;
-  syncFailed(): void;
+  /** Of a drive, or of the map. */
+  syncFailed(file: File | undefined): void;
   zero(): ZeroMap | undefined;
   done(part: Part, op: BlockOp, status: Status): void;
 }
@@ -333,12 +348,16 @@ class Part {
     }
     const zero = this.#home.zero();
     if (zero === undefined) this.#end("ok");
-    else zero.sync((status) => this.#end(status));
+    else
+      zero.sync((status) => {
+        if (status !== "ok") this.#home.syncFailed(undefined);
+        this.#end(status);
+      });
   }
 
   #onSync(disk: DiskOp): void {
     if (disk.fault !== undefined) {
-      this.#home.syncFailed();
+      this.#home.syncFailed(disk.file);
       this.#end("failed");
       return;
     }

@@ -35,6 +35,8 @@ export class DriveSet {
   readonly #env: Env;
   readonly #files = new Map<string, { record: DriveRecord; file: File }>();
   readonly #faults = new Map<string, string>();
+  /** Files of drives of which a sync has failed since they were opened. */
+  readonly #failed = new Set<File>();
   readonly #partitions = new Map<string, OpenPartition>();
   #state: DrivesState | undefined;
 
@@ -72,6 +74,7 @@ export class DriveSet {
     for (const [name, { file }] of [...this.#files]) {
       if (state.drives.some((drive) => drive.name === name)) continue;
       this.#files.delete(name);
+      this.#failed.delete(file);
       yield* perform(this.#env.disk.close(file));
     }
     for (const drive of state.drives) if (!this.#files.has(drive.name)) yield* this.#openDrive(drive);
@@ -137,7 +140,7 @@ export class DriveSet {
     yield* this.#reserve(slices);
     const zero = record.zero ? yield* this.#openMap(record, slices, mapsPath) : undefined;
     if (record.zero && zero === undefined) return;
-    const device: Partition = new Partition(this.#env, record.name, record.uuid, slices, zero?.map);
+    const device: Partition = new Partition(this.#env, record.name, record.uuid, slices, zero?.map, this.#failed);
     zero?.bind(device);
     this.#partitions.set(record.name, { record, device, zero: zero?.map });
   }
@@ -189,6 +192,7 @@ export class DriveSet {
       marks,
       () => device?.size ?? size,
       () => device?.slices ?? slices,
+      (failed) => this.#failed.add(failed),
     );
     return {
       map,

@@ -4,6 +4,7 @@
  * before is never shown, and what the host wrote is never zeroed. The rest is zeroed in the background.
  */
 
+import { canary } from "#base/canary";
 import { ZERO_SIZE_MULTIPLE } from "#base/drives";
 import type { Status } from "#base/status";
 import type { Bytes, Millis } from "#base/units";
@@ -24,24 +25,40 @@ export class ZeroMap {
   #marks: Uint8Array;
   readonly #slices: () => readonly Slice[];
   readonly #size: () => Bytes;
+  readonly #onSyncFailed: (file: File) => void;
   readonly #alarm: Alarm;
   /** Chunk to those who wait for it. */
   readonly #waiting = new Map<number, Answer[]>();
   readonly #queue: number[] = [];
   #busy = false;
   #left: number;
-  /** Marks that are not on stable storage yet. */
-  #dirty = false;
+  /** Marks set so far, and how many of them are on stable storage. */
+  #marked: number;
+  #synced = 0;
+  #failed = false;
   #stopped = false;
 
-  /** @param marks what the file says: one byte per chunk */
-  constructor(env: Env, file: File, marks: Uint8Array, size: () => Bytes, slices: () => readonly Slice[]) {
+  /**
+   * @param marks what the file says: one byte per chunk
+   * @param onSyncFailed a sync of one of the drives has failed
+   */
+  constructor(
+    env: Env,
+    file: File,
+    marks: Uint8Array,
+    size: () => Bytes,
+    slices: () => readonly Slice[],
+    onSyncFailed: (file: File) => void,
+  ) {
     this.#env = env;
+    this.#onSyncFailed = onSyncFailed;
     this.#file = file;
     this.#marks = marks;
     this.#size = size;
     this.#slices = slices;
     this.#left = marks.filter((mark) => mark !== DONE).length;
+    // A former server may have been killed before it synced what is read here.
+    this.#marked = marks.length - this.#left;
     this.#alarm = env.clock.alarm(() => this.#background());
     if (this.#left > 0) this.#alarm.at = env.clock.now() + REST_MS;
   }
@@ -74,16 +91,15 @@ export class ZeroMap {
     arrived("ok");
   }
 
-  /** Makes the marks durable; part of every flush. */
+  /** Makes the marks durable; part of every flush. A failed sync is not repeated: what it had to write is lost. */
   sync(answer: Answer): void {
-    if (!this.#dirty) {
-      answer("ok");
-      return;
-    }
-    this.#dirty = false;
+    if (this.#failed) return answer("failed");
+    const marked = this.#marked;
+    if (this.#synced >= marked || canary.armed === "drive-forget-marks") return answer("ok");
     const op = new DiskOp(({ fault }) => {
-      if (fault !== undefined) this.#dirty = true;
-      answer(fault === undefined ? "ok" : "failed");
+      if (fault !== undefined) this.#failed = true;
+      else this.#synced = Math.max(this.#synced, marked);
+      answer(this.#failed ? "failed" : "ok");
     });
     op.kind = "sync";
     op.file = this.#file;
@@ -171,14 +187,18 @@ export class ZeroMap {
       answer(status);
     };
     const op = new DiskOp(({ fault }) => {
-      if (fault !== undefined) finish(op.kind === "sync" ? "failed" : STATUS_OF_FAULT[fault]);
-      else step();
+      if (fault === undefined) step();
+      else {
+        if (op.kind === "sync") this.#onSyncFailed(op.file);
+        finish(op.kind === "sync" ? "failed" : STATUS_OF_FAULT[fault]);
+      }
     });
+    if (canary.armed === "drive-show-old") done = length;
     const step = (): void => {
       if (marking) {
         this.#marks[chunk] = DONE;
         this.#left--;
-        this.#dirty = true;
+        this.#marked++;
         finish("ok");
         return;
       }
