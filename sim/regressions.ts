@@ -105,4 +105,30 @@ export const REGRESSIONS: readonly Regression[] = [
     found:
       "a command that was aborted while it waited for its turn left its slot's name there: the slot's next command ran again after its abort",
   },
+  {
+    seed: 510012973,
+    scenario: "bad-checkpoints",
+    found: "without memory to load checksums, good data was reported as damaged",
+  },
+  {
+    seed: 438,
+    scenario: "scp-shared",
+    found: "a flush of a partition did not wait for the marks of zeroed parts that another flush was syncing",
+  },
+  {
+    seed: 552,
+    scenario: "scp-shared",
+    found:
+      "marks of zeroed parts that a killed server had not synced were not synced by the next one: parts were zeroed again",
+  },
+  {
+    seed: 124,
+    scenario: "scp-shared",
+    found: "what a server without power had acknowledged to an SCP host was lost, and the next flush ended well",
+  },
+  {
+    seed: 162,
+    scenario: "scp-shared",
+    found: "a command for a device that was deleted reached the one that had got its unit number",
+  },
 ];

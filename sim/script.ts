@@ -6,6 +6,7 @@
 import type { PowerCut } from "./env/file-system.ts";
 import type { PrType } from "./oracle/pr-model.ts";
 import type { Io } from "./worlds/host.ts";
+import type { Right } from "./worlds/scp-shared-server.ts";
 
 export type ReserveKind =
   | "register"
@@ -27,6 +28,17 @@ export type Action = { readonly waitMs?: number } & (
       readonly attribute: "simple" | "ordered" | "head-of-queue";
       readonly io: DrawnIo;
     }
+  /** An operation of an SCP host on a unit that it may share. */
+  | { readonly do: "unit-io"; readonly host: number; readonly unit: number; readonly io: DrawnIo }
+  /** What a host may do with a unit from now on. */
+  | { readonly do: "grant"; readonly host: number; readonly unit: number; readonly right: Right }
+  /** A unit is made larger, or deleted and made anew. */
+  | { readonly do: "grow"; readonly unit: number; readonly blocks: number }
+  | { readonly do: "replace"; readonly unit: number }
+  /** A host is told of a way to the server, or that there is none any more. */
+  | { readonly do: "way"; readonly host: number; readonly net: number; readonly isThere: boolean }
+  /** A host's process is killed, and started again. */
+  | { readonly do: "kill-host"; readonly host: number; readonly downMs: number }
   /** Somebody comes by over NBD. */
   | { readonly do: "nbd-io"; readonly io: DrawnIo }
   /** PERSISTENT RESERVE OUT; `pick` chooses key, victim or target, `wrong` a key that is not right. */
@@ -103,7 +115,14 @@ export type Trouble =
 
 export type NetTrouble =
   | { readonly kind: "faults"; readonly reset: number; readonly vanish: number; readonly clog: number }
-  | { readonly kind: "partition"; readonly fromServer: boolean; readonly bothWays: boolean; readonly ms: number }
+  | {
+      readonly kind: "partition";
+      readonly fromServer: boolean;
+      readonly bothWays: boolean;
+      readonly ms: number;
+      /** One of the networks only. */
+      readonly net?: number;
+    }
   | { readonly kind: "reset-all" };
 
 export function describeAction(action: Action): string {

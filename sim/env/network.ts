@@ -53,7 +53,7 @@ export class Network {
   /** The node that `host` names from the point of view of `from`. */
   resolve(host: string, from: SimNode): SimNode | undefined {
     if (host === "localhost" || host === "127.0.0.1" || host === "::1") return from;
-    for (const node of this.world.nodes.values()) if (node.name === host || node.address === host) return node;
+    for (const node of this.world.nodes.values()) if (node.name === host || node.addresses.includes(host)) return node;
     return undefined;
   }
 
@@ -69,15 +69,15 @@ export class Network {
     return this.#listeners.get(key);
   }
 
-  /** From now on nothing gets from `from` to `to`; with `bothWays` also not back. What is under way waits. */
-  cut(from: SimNode, to: SimNode, bothWays: boolean): void {
-    this.#cuts.add(`${from.name}>${to.name}`);
-    if (bothWays) this.#cuts.add(`${to.name}>${from.name}`);
+  /** From now on nothing gets from `from` to `to`, on one network or on all; with `bothWays` also not back. What is under way waits. */
+  cut(from: SimNode, to: SimNode, bothWays: boolean, net: number | "all" = "all"): void {
+    this.#cuts.add(cutName(from, to, net));
+    if (bothWays) this.#cuts.add(cutName(to, from, net));
     this.world.fault(bothWays ? "partition" : "one-way partition", to);
   }
-  heal(from: SimNode, to: SimNode): void {
-    this.#cuts.delete(`${from.name}>${to.name}`);
-    this.#cuts.delete(`${to.name}>${from.name}`);
+  heal(from: SimNode, to: SimNode, net: number | "all" = "all"): void {
+    this.#cuts.delete(cutName(from, to, net));
+    this.#cuts.delete(cutName(to, from, net));
     this.flush();
   }
   healAll(): void {
@@ -88,8 +88,9 @@ export class Network {
   flush(): void {
     for (const line of this.#lines) line.retransmit();
   }
-  isCut(from: SimNode, to: SimNode): boolean {
-    return !to.isUp || this.#cuts.has(`${from.name}>${to.name}`);
+  isCut(from: SimNode, to: SimNode, net: number): boolean {
+    if (!to.isUp) return true;
+    return this.#cuts.size > 0 && (this.#cuts.has(cutName(from, to, "all")) || this.#cuts.has(cutName(from, to, net)));
   }
 
   connected(line: SimLine): void {
@@ -103,3 +104,5 @@ export class Network {
     return [...this.#lines];
   }
 }
+
+const cutName = (from: SimNode, to: SimNode, net: number | "all"): string => `${from.name}>${to.name} ${net}`;

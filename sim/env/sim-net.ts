@@ -50,6 +50,7 @@ export class SimNet implements Net {
       const { network } = world;
       const { faults } = network;
       const target = "path" in to ? node : "host" in to ? network.resolve(to.host, node) : undefined;
+      const net = "host" in to ? (target?.networkOf(to.host) ?? 0) : 0;
       const wait = (delay: Millis, what: () => void) => this.#process.plan(world.toTurn(delay), what);
       const timeout = options.timeoutMs ?? DIAL_TIMEOUT_MS;
       if ("host" in to && target === undefined && NUMERIC.test(to.host)) {
@@ -61,7 +62,7 @@ export class SimNet implements Net {
         return;
       }
       wait(world.chance.span(faults.latencyMs), () => {
-        if (target !== node && (network.isCut(node, target) || network.isCut(target, node))) {
+        if (target !== node && (network.isCut(node, target, net) || network.isCut(target, node, net))) {
           const isTold = world.chance.often(0.2);
           wait(isTold ? faults.latencyMs : timeout, () =>
             resume(failure(isTold ? "unreachable" : "timeout", target.name)),
@@ -75,7 +76,7 @@ export class SimNet implements Net {
           return;
         }
         const port = "path" in to ? 0 : (options.localPort ?? network.port());
-        const [near, far] = connect(this.#process, listener.process, port, "path" in to ? 0 : to.port);
+        const [near, far] = connect(this.#process, listener.process, port, "path" in to ? 0 : to.port, net);
         listener.process.net.keep(far);
         this.keep(near);
         listener.process.plan(world.toTurn(0), () => {
@@ -143,11 +144,11 @@ function unheard(what: string): never {
   throw new Error(`${what} of a line without an ear`);
 }
 
-function connect(dialler: SimProcess, listener: SimProcess, dialPort: number, listenPort: number) {
+function connect(dialler: SimProcess, listener: SimProcess, dialPort: number, listenPort: number, net: number) {
   const near = new SimLine(dialler, {
-    host: listenPort === 0 ? "" : listener.node.address,
+    host: listenPort === 0 ? "" : listener.node.addresses[net]!,
     port: listenPort,
-    localHost: listenPort === 0 ? "" : dialler.node.address,
+    localHost: listenPort === 0 ? "" : dialler.node.addresses[net]!,
     localPort: dialPort,
     tlsName: "",
   });
@@ -169,6 +170,8 @@ export class SimLine implements Line {
   readonly process: SimProcess;
   /** What a send is called when something is wrong with it. */
   readonly #sends: string;
+  /** The network that it goes over. */
+  readonly #net: number;
   other!: SimLine;
   onOver: () => void = () => {};
   /** Nothing is told to the owner any more but `onClosed`. */
@@ -198,6 +201,7 @@ export class SimLine implements Line {
     this.process = process;
     this.peer = peer;
     this.#sends = `a send of ${process.name}`;
+    this.#net = process.node.networkOf(peer.localHost);
     process.world.network.connected(this);
   }
 
@@ -262,7 +266,7 @@ export class SimLine implements Line {
 
   /** What stood still because of a cut goes on, if it can now. */
   retransmit(): void {
-    if (!this.#isStalled || this.process.world.network.isCut(this.other.#node, this.#node)) return;
+    if (!this.#isStalled || this.process.world.network.isCut(this.other.#node, this.#node, this.#net)) return;
     this.#isStalled = false;
     const { world } = this.process;
     // One arrival was planned for each piece; those that were missed are planned again.
@@ -316,7 +320,7 @@ export class SimLine implements Line {
     }
     if (this.isOver) {
       // Nobody is here any more: the sender is told, if the machine is there to tell.
-      if (!world.network.isCut(this.other.#node, this.#node)) this.#tellReset();
+      if (!world.network.isCut(this.other.#node, this.#node, this.#net)) this.#tellReset();
       else this.#planGivingUp();
       return;
     }
@@ -338,7 +342,7 @@ export class SimLine implements Line {
   #arrive(): void {
     if (this.isOver || this.#isDeaf || this.#isStalled) return;
     const { world } = this.process;
-    if (world.network.isCut(this.other.#node, this.#node)) {
+    if (world.network.isCut(this.other.#node, this.#node, this.#net)) {
       this.#isStalled = true;
       this.#planGivingUp();
       return;
@@ -379,7 +383,7 @@ export class SimLine implements Line {
     const { world } = this.process;
     const other = this.other;
     world.plan(world.chance.span(world.network.faults.latencyMs), () => {
-      if (!world.network.isCut(this.#node, other.#node)) other.fail("reset");
+      if (!world.network.isCut(this.#node, other.#node, this.#net)) other.fail("reset");
     });
   }
 

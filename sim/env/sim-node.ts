@@ -7,12 +7,14 @@ import { SimProcess } from "./sim-process.ts";
 import type { World } from "./world.ts";
 
 const EPOCH = Date.UTC(2030, 0, 1);
+/** Every machine is on all of them; most worlds use the first only. */
+const NETWORKS = 2;
 
 export class SimNode {
   readonly world: World;
   readonly name: string;
-  /** Its network address; the name works as well. */
-  readonly address: string;
+  /** Its address on each of the networks; the name stands for the first. */
+  readonly addresses: readonly string[];
   /** A node without power answers nothing, not even with a refusal. */
   isUp = true;
   readonly files: SimFileSystem;
@@ -20,6 +22,8 @@ export class SimNode {
   readonly processes = new Set<SimProcess>();
   /** Local milliseconds per millisecond of the world. */
   clockRate = 1;
+  /** How often it has lost its power. */
+  powerCuts = 0;
   /** What the wall clock is wrong by, in milliseconds. */
   dateError = 0;
   #clockStart: Millis;
@@ -28,7 +32,7 @@ export class SimNode {
   constructor(world: World, name: string) {
     this.world = world;
     this.name = name;
-    this.address = `10.0.0.${world.nodes.size + 1}`;
+    this.addresses = Array.from({ length: NETWORKS }, (_, net) => `10.0.${net}.${world.nodes.size + 1}`);
     const chance = world.chance.fork();
     this.files = new SimFileSystem(world.resources.pages, chance);
     this.#clockStart = chance.below(1_000_000);
@@ -49,11 +53,21 @@ export class SimNode {
   losePower(cut: PowerCut): void {
     this.world.say(this, "loses its power", cut);
     this.isUp = false;
+    this.powerCuts++;
     for (const process of [...this.processes]) process.crash();
     this.files.cutPower(cut);
     // A monotonic clock begins anew with the machine.
     this.#clockStart = this.world.chance.below(1000);
     this.#clockSince = this.world.now;
+  }
+
+  /** Its address on the first network. */
+  get address(): string {
+    return this.addresses[0]!;
+  }
+  /** Which of the networks has this address of it; a name is looked up in the first. */
+  networkOf(host: string): number {
+    return Math.max(0, this.addresses.indexOf(host));
   }
 
   forget(process: SimProcess): void {

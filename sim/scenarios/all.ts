@@ -14,6 +14,7 @@ import { overwriting } from "./overwriting.ts";
 import { pauses } from "./pauses.ts";
 import { powerCuts } from "./power-cuts.ts";
 import { scp } from "./scp.ts";
+import { scpShared } from "./scp-shared.ts";
 import { tornSectors } from "./torn-sectors.ts";
 import { versionTrees } from "./version-trees.ts";
 
@@ -35,4 +36,5 @@ export const SCENARIOS: readonly Scenario<any>[] = [
   tornSectors,
   pauses,
   nbdSlow,
+  scpShared,
 ];

@@ -474,7 +474,7 @@ export class EngineWorld {
     if (status === "medium" && (damage || failure)) return changes ? "unknown" : "refused";
     if (status === "failed" && (failure || damage) && changes) {
       this.#wantsReopen = true;
-      return "unknown";
+      return "lingers";
     }
     if (status === "full" && full && changes) return touchesOneBlock(io, target) ? "refused" : "unknown";
     if (status === "denied" && (damage || failure) && changes) return "refused";

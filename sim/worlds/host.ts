@@ -6,6 +6,7 @@
 import type { Status } from "#base/status";
 import { BLOCK_BYTES } from "#base/units";
 import { type BlockDevice, BlockOp, ExtentFlag, Extents, type OpKind } from "#device/device";
+import { CHANGES } from "#device/guard";
 import type { SimProcess } from "../env/sim-process.ts";
 import type { FrozenHistory, History, Mark, Ticks } from "../oracle/history.ts";
 import { fillPattern, GARBLED, stampOf } from "../oracle/pattern.ts";
@@ -20,8 +21,11 @@ export interface Target {
   readonly frozen: FrozenHistory | undefined;
 }
 
-/** What an operation that was not done means for its data. */
-export type Meaning = "refused" | "unknown";
+/**
+ * What an operation that was not done means for its data: nothing of it happened; it may have happened until now; or it
+ * may also turn out to have happened later.
+ */
+export type Meaning = "refused" | "unknown" | "lingers";
 
 export interface Io {
   readonly kind: OpKind;
@@ -92,6 +96,13 @@ export class Host {
     for (const { target } of this.#inFlight) if (target.name === name) count++;
     return count;
   }
+  /** Something in flight changes a part of this range. */
+  isChanging(history: History, block: number, count: number): boolean {
+    for (const { io, target } of this.#inFlight)
+      if (target.history === history && CHANGES[io.kind] && io.block < block + count && block < io.block + io.count)
+        return true;
+    return false;
+  }
   /** What is in flight, for a message. */
   get waitingFor(): string {
     return [...this.#inFlight].map((request) => describeIo(request.io, request.target)).join(", ");
@@ -144,6 +155,15 @@ export class Host {
 
   /** What was in flight will never be answered: its process or its path is dead. Marks stay in flight for the history. */
   abandon(): void {
+    this.#inFlight.clear();
+  }
+
+  /** This host has died while its server lives on: what it had in flight may still happen, now or later. */
+  died(): void {
+    for (const { target, marks, asked } of this.#inFlight) {
+      target.history?.answer(asked);
+      target.history?.unknown(marks, true);
+    }
     this.#inFlight.clear();
   }
 
@@ -317,7 +337,7 @@ export class Host {
     const meaning = this.#explain(status, io, target);
     if (request.marks.length === 0) return;
     if (meaning === "refused") history?.refused(io.block, request.marks);
-    else history?.unknown(request.marks, status === "failed");
+    else history?.unknown(request.marks, meaning === "lingers");
   }
 
   #peek(at: number): string {

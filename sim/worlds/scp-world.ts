@@ -137,6 +137,7 @@ class ScpWorld {
       anySourcePort: true,
       versions: this.#setup.serverVersions,
       serverId: new Uint8Array(16),
+      run: 1,
       stallMs: 5_000,
     });
     start(

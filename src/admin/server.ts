@@ -17,6 +17,7 @@ import { FRONTS } from "./fronts.ts";
 import { Jobs } from "./jobs.ts";
 import { LaneWishDesk } from "./lane-wishes.ts";
 import { type LaneMessage, Lanes } from "./lanes.ts";
+import { machineRun } from "./machine-run.ts";
 import { connectionsMax } from "./open-files.ts";
 import { Problems } from "./problems.ts";
 import { Registry, type SetEntry } from "./registry.ts";
@@ -310,7 +311,13 @@ export class Server {
         tls,
         tlsRequired: requireTls,
         trusted,
-        options: { ...crowd, ...options, serverUuid: this.directory.uuid, networks: localAddresses() },
+        options: {
+          ...crowd,
+          ...options,
+          serverUuid: this.directory.uuid,
+          run: machineRun(),
+          networks: localAddresses(),
+        },
       });
     }
     await this.lanes.call(lane, "front.start", { ...base, front: "nbd", name: PRIVATE });

@@ -30,7 +30,7 @@ import { Fifo, NbdJob, NbdPart, Pool } from "./nbd-parts.ts";
 import { mayPass, refusalOf } from "./nbd-refusals.ts";
 import { changes, fillRequest, lacks, limitOf, uuidOf } from "./nbd-requests.ts";
 import { mergeContexts } from "./nbd-status.ts";
-import { Unflushed } from "./nbd-unflushed.ts";
+import { Unflushed } from "./unflushed.ts";
 
 /** Zeroes to send where the server has no WRITE_ZEROES. */
 const ZERO_BYTES = 256 * KIB;

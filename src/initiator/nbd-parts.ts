@@ -1,7 +1,7 @@
 /** What an operation of a device becomes on the wire: an `NbdJob` per operation, and a part per request. Both are reused. */
 import type { Status } from "#base/status";
 import type { BlockOp, OpKind } from "#device/device";
-import type { KeptWrite } from "./nbd-unflushed.ts";
+import type { KeptWrite } from "./unflushed.ts";
 
 export class NbdJob {
   op!: BlockOp;

@@ -165,6 +165,11 @@ export class ScpAgent implements Ear {
     this.#env.turn.soon(this.#flush);
   }
 
+  /** A piece in flight that asks for the same. */
+  like({ code, length }: ScpPiece): ScpPiece | undefined {
+    return this.#slots.find(({ piece }) => piece?.code === code && piece.length === length)?.piece;
+  }
+
   /** Asks for a sign of life; version 2 only. */
   ping(): void {
     if (!this.#two || !this.ready || this.pingAt !== Number.POSITIVE_INFINITY) return;

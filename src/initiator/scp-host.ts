@@ -7,17 +7,18 @@
 import { canary } from "#base/canary";
 import type { Status } from "#base/status";
 import { REMEDY } from "#base/status";
-import type { Millis } from "#base/units";
-import type { BlockOp } from "#device/device";
+import { type Bytes, MIB, type Millis } from "#base/units";
+import { BlockOp } from "#device/device";
 import { type Alarm, type Env, isNetError, Soon } from "#env/env";
 import { type Configured, WORLD_TAG_MIN } from "#proto/scp/config-host";
-import { Capability, Event, Op, SPLIT_BYTES, Version } from "#wire/scp/codes";
+import { Capability, Event, Flag, Op, SPLIT_BYTES, Version } from "#wire/scp/codes";
 import type { DataPort } from "#wire/scp/config";
 import { type AgentEnd, type Orphan, ScpAgent } from "./scp-agent.ts";
 import { dialData } from "./scp-dial.ts";
 import { clientTls, hangUp, type LinkAddress, type LinkDown, type LinkIdentity, ScpLink } from "./scp-link.ts";
 import { Pace } from "./scp-pace.ts";
 import { PieceQueue } from "./scp-queue.ts";
+import { Replay } from "./scp-replay.ts";
 import { ScpUnit } from "./scp-unit.ts";
 import { changes, ScpPiece, ScpWork } from "./scp-work.ts";
 
@@ -43,6 +44,8 @@ export interface ScpSettings {
   /** An operation that could not be done for so long fails with "away". Infinity: never. */
   readonly giveUpMs: Millis;
   readonly dialMs: Millis;
+  /** Per unit, of changes since its last flush, to be repeated if the server forgets them. With more, the flush would fail. */
+  readonly keptBytesMax: Bytes;
 }
 
 export const SCP_SETTINGS_DEFAULT: ScpSettings = {
@@ -58,6 +61,7 @@ export const SCP_SETTINGS_DEFAULT: ScpSettings = {
   retryMsMax: 2_000,
   giveUpMs: 120_000,
   dialMs: 2_000,
+  keptBytesMax: 16 * MIB,
 };
 
 export interface ScpHostOptions extends LinkIdentity {
@@ -164,6 +168,8 @@ const LATE_MS = 2 * TICK_MS;
 /** Operations longer than this are sent as several commands, whatever they are. */
 const RANGE_BYTES_MAX = 1024 * 1024 * 1024;
 
+const REPLAY_CODE = { write: Op.WRITE, zero: Op.ZERO, trim: Op.TRIM } as const;
+
 export class ScpHost {
   readonly options: ScpHostOptions;
   readonly #env: Env;
@@ -173,6 +179,11 @@ export class ScpHost {
   readonly #alarm: Alarm;
   readonly #pump = new Soon(() => this.#dispatch());
   readonly #queue = new PieceQueue();
+  /** While there is something to repeat, nothing else leaves. */
+  readonly #replayQueue = new PieceQueue();
+  #replay: Replay | undefined;
+  /** Which run of the server the last session was with. */
+  #run = 0;
   readonly #later = new Set<ScpPiece>();
   /** Pieces that wait for a socket of theirs to be fenced, by the tag of the request. */
   readonly #fencing = new Map<number, Orphan[]>();
@@ -231,9 +242,13 @@ export class ScpHost {
     this.#link?.close("stopped");
     for (const network of this.#networks) for (const agent of [...network.agents]) agent.close("stopped");
     this.#failAll("away");
-    for (const unit of this.#units.values()) unit.gone();
+    for (const unit of this.#units.values()) this.#retire(unit);
   }
 
+  /** It gives a restarted server back what that has forgotten. */
+  get isReplaying(): boolean {
+    return this.#replay !== undefined;
+  }
   get up(): boolean {
     return this.#configured !== undefined;
   }
@@ -303,7 +318,7 @@ export class ScpHost {
       lastDown: [this.#lastEnd, this.#lastFailure].filter((why) => why !== "").join(", then "),
       reconfigurations: this.#reconfigurations,
       fences: this.#fences,
-      queued: this.#queue.length,
+      queued: this.#waiting,
       agents,
       networks: networks.map(({ port, agents: set, failures, seats }) => {
         const last = seats.reduce<Seat | undefined>(
@@ -327,10 +342,10 @@ export class ScpHost {
   /* ---- operations, from ScpUnit, which has checked them */
 
   /** Cuts an operation up and queues the pieces. `code` is what is sent; data lies at `at`, `room` bytes for a status. */
-  enqueue(op: BlockOp, unit: number, code: number, flags: number, at: number, room = 0): void {
+  enqueue(op: BlockOp, unit: ScpUnit, code: number, flags: number, at: number, room = 0, replay?: Replay): void {
     const work = this.#freeWorks.pop() ?? new ScpWork();
     work.op = op;
-    work.unit = unit;
+    work.device = unit;
     work.status = "ok";
     work.result = 0;
     const hasData = code === Op.READ || code === Op.WRITE;
@@ -350,7 +365,9 @@ export class ScpHost {
       piece.work = canary.armed === "scp-wrong-parent" && i > 0 ? (this.#freeWorks.at(-1) ?? work) : work;
       piece.code = code;
       piece.flags = flags;
-      piece.unit = unit;
+      piece.unit = unit.number;
+      piece.replay = replay;
+      piece.isDoomed = false;
       piece.offset = code === Op.FLUSH ? 0 : op.offset + i * most;
       piece.length = length;
       // Writes of zeroes to a version 1 server all send the same zeroes.
@@ -361,9 +378,16 @@ export class ScpHost {
       piece.since = now;
       piece.notBefore = 0;
       if (this.#stopped) this.#settle(piece, "away", 0);
-      else this.#queue.push(piece);
+      else this.#queueOf(piece).push(piece);
     }
     this.#env.turn.soon(this.#pump);
+  }
+
+  #queueOf(piece: ScpPiece): PieceQueue {
+    return piece.replay === undefined ? this.#queue : this.#replayQueue;
+  }
+  get #waiting(): number {
+    return this.#queue.length + this.#replayQueue.length;
   }
 
   #pieceBytes(): number {
@@ -373,14 +397,22 @@ export class ScpHost {
 
   #dispatch(): void {
     if (this.#stopped) return;
-    while (this.#queue.length > 0) {
+    for (;;) {
+      const queue = this.#replay === undefined ? this.#queue : this.#replayQueue;
+      if (queue.length === 0) break;
       const agent = this.#choose();
       if (agent === undefined) break;
-      const piece = this.#queue.shift()!;
+      const piece = queue.shift()!;
+      // Whatever it was sent over has been fenced by now.
+      if (piece.isDoomed) {
+        this.#settle(piece, "failed", 0);
+        continue;
+      }
+      if (piece.code === Op.FLUSH) piece.mark = piece.work.device.kept.mark;
       this.#inFlight++;
       agent.take(piece);
     }
-    if (this.#queue.length > 0 || this.#inFlight > 0) {
+    if (this.#waiting > 0 || this.#inFlight > 0) {
       this.#wake();
       this.#grow();
     }
@@ -413,8 +445,44 @@ export class ScpHost {
       piece.notBefore = this.#env.clock.now() + LATER_MS;
       this.#later.add(piece);
       this.#wake();
-    } else this.#settle(piece, status, result);
-    if (this.#queue.length > 0) this.#env.turn.soon(this.#pump);
+    } else this.#settle(piece, status === "ok" ? this.#acknowledged(piece) : status, result);
+    if (this.#waiting > 0) this.#env.turn.soon(this.#pump);
+  }
+
+  /** Takes the answer for one to a like piece that went over another socket. */
+  #mistake(from: ScpAgent, piece: ScpPiece): ScpPiece {
+    for (const { agents } of this.#networks)
+      for (const agent of agents) {
+        const other = agent === from ? undefined : agent.like(piece);
+        if (other !== undefined) return other;
+      }
+    return piece;
+  }
+
+  /** The server has done it. What it may forget is kept; a flush that cannot keep its promise fails. */
+  #acknowledged(piece: ScpPiece): Status {
+    if (this.#configured?.version !== Version.TWO || piece.replay !== undefined) return "ok";
+    const { kept, isGone } = piece.work.device;
+    if (isGone) return "ok";
+    const noHole = (piece.flags & Flag.NO_HOLE) !== 0;
+    switch (piece.code) {
+      case Op.WRITE:
+        kept.acknowledge("write", piece.offset, piece.length, piece.at, noHole);
+        return "ok";
+      case Op.COMPARE_WRITE:
+        kept.acknowledge("write", piece.offset, piece.length, piece.at + piece.length, noHole);
+        return "ok";
+      case Op.ZERO:
+        kept.acknowledge("zero", piece.offset, piece.length, 0, noHole);
+        return "ok";
+      case Op.TRIM:
+        kept.acknowledge("trim", piece.offset, piece.length, 0, noHole);
+        return "ok";
+      case Op.FLUSH:
+        return kept.flushed(piece.mark) ? "ok" : "failed";
+      default:
+        return "ok";
+    }
   }
 
   #settle(piece: ScpPiece, status: Status, result: number): void {
@@ -424,6 +492,7 @@ export class ScpHost {
       work.result = status === "miscompare" || status === "medium" ? piece.offset - work.op.offset + result : 0;
     } else if (status === "ok" && piece.code === Op.BLOCK_STATUS) work.result = result;
     this.#freePieces.push(piece);
+    if (canary.armed === "scp-counted-twice" && work.left > 1) work.left--;
     if (--work.left > 0 && canary.armed !== "scp-half-done") return;
     const { op } = work;
     op.status = work.status;
@@ -437,8 +506,25 @@ export class ScpHost {
       this.#settle(piece, "away", 0);
       return;
     }
-    this.#queue.unshift(piece);
+    // The server that it was for is gone: another one gets all of it anew, and in order.
+    if (piece.replay !== undefined && piece.replay !== this.#replay) {
+      this.#settle(piece, "away", 0);
+      return;
+    }
+    // Its number may be another device's by now.
+    if (piece.work.device.isGone) {
+      this.#settle(piece, "gone", 0);
+      return;
+    }
+    this.#queueOf(piece).unshift(piece);
     this.#env.turn.soon(this.#pump);
+  }
+
+  /** Nothing of its first attempt can happen any more, or cannot before the next one. */
+  #repeat(piece: ScpPiece): void {
+    // Done twice, it could find its own work and call it a difference: its fate cannot be told any more.
+    piece.isDoomed = piece.code === Op.COMPARE_WRITE;
+    this.#requeue(piece);
   }
 
   #onAgentEnd(
@@ -464,10 +550,7 @@ export class ScpHost {
       if (!mayHaveBeenDone) {
         this.#requeue(piece);
         if (canary.armed === "scp-piece-twice") this.#requeue(piece);
-      }
-      // Done twice it could find its own work and call it a difference: its fate cannot be told any more.
-      else if (piece.code === Op.COMPARE_WRITE) this.#settle(piece, "failed", 0);
-      else unknown.push(orphan);
+      } else unknown.push(orphan);
     }
     if (unknown.length > 0) this.#fence(agent, epoch, unknown);
     this.#wake();
@@ -479,7 +562,7 @@ export class ScpHost {
     // A session that has ended is fenced by the next one: the server admits that when the old one is quiet.
     const already = session === undefined || this.#epoch !== epoch || this.#stopped;
     if (already || canary.armed === "scp-no-fence") {
-      for (const { piece } of orphans) this.#requeue(piece);
+      for (const { piece } of orphans) this.#repeat(piece);
       return;
     }
     this.#fences++;
@@ -490,7 +573,7 @@ export class ScpHost {
       this.#link?.request(Op.Z_FENCE, tag, agent.serial);
       return;
     }
-    for (const { piece } of orphans) this.#requeue(piece);
+    for (const { piece } of orphans) this.#repeat(piece);
     this.#link?.close("stopped");
   }
 
@@ -520,6 +603,8 @@ export class ScpHost {
 
   #onConfigured(configured: Configured): void {
     const again = this.#configured?.random === configured.random && this.#configured?.session === configured.session;
+    const mayHaveForgotten = !again && this.#epoch > 0 && (configured.run === 0 || configured.run !== this.#run);
+    this.#run = configured.run;
     this.#configured = configured;
     if (!again) {
       this.#epoch++;
@@ -537,19 +622,63 @@ export class ScpHost {
       const unit = this.#units.get(record.unit);
       if (unit?.isSame(record, configured)) unit.update(record, configured);
       else {
-        unit?.gone();
         this.#units.set(record.unit, new ScpUnit(this, this.#env.memory, record, configured));
+        if (unit !== undefined) this.#retire(unit);
       }
     }
     for (const [number, unit] of [...this.#units]) {
       if (listed.has(number)) continue;
       this.#units.delete(number);
-      unit.gone();
-      for (const piece of this.#queue.take((one) => one.unit === number)) this.#settle(piece, "gone", 0);
+      this.#retire(unit);
     }
+    if (mayHaveForgotten) this.#startReplay();
     for (const watcher of [...this.#watchers]) watcher("configured");
     this.#env.turn.soon(this.#pump);
     this.#wake();
+  }
+
+  /** The host does not have this unit any more: whatever waits for it is over. */
+  #retire(unit: ScpUnit): void {
+    unit.gone();
+    for (const queue of [this.#queue, this.#replayQueue])
+      for (const piece of queue.take(({ work }) => work.device === unit)) this.#settle(piece, "gone", 0);
+    if (this.#replay?.retire(unit) !== true) unit.kept.unflushed.drop(Number.POSITIVE_INFINITY);
+  }
+
+  /** The server may have lost what it had acknowledged: it gets all of it again before anything else. */
+  #startReplay(): void {
+    // An earlier attempt was for the server that is gone.
+    this.#replay = undefined;
+    for (const piece of this.#replayQueue.take(() => true)) this.#settle(piece, "away", 0);
+    for (const piece of this.#later)
+      if (piece.replay !== undefined) {
+        this.#later.delete(piece);
+        this.#settle(piece, "away", 0);
+      }
+    const replay = new Replay(this.units());
+    if (replay.isDone) return;
+    this.#env.log.info({ front: "scp", writes: replay.length }, "The server was restarted: repeating unflushed writes");
+    this.#replay = replay;
+    this.#goOnReplaying(replay);
+  }
+
+  #goOnReplaying(replay: Replay): void {
+    for (let item = replay.next(); item !== undefined; item = replay.next()) {
+      const { unit, kept } = item;
+      const current = item;
+      const op = new BlockOp(({ status }) => {
+        replay.done(current, status);
+        if (this.#replay !== replay) return;
+        if (replay.isDone) this.#replay = undefined;
+        else this.#goOnReplaying(replay);
+        this.#env.turn.soon(this.#pump);
+      });
+      op.kind = kept.kind;
+      op.offset = kept.offset;
+      op.length = kept.length;
+      op.at = kept.at;
+      this.enqueue(op, unit, REPLAY_CODE[kept.kind], kept.noHole ? Flag.NO_HOLE : 0, kept.at, 0, replay);
+    }
   }
 
   /** The ports that the server told of, and the same ports on addresses that only we know. */
@@ -597,7 +726,7 @@ export class ScpHost {
     if (op !== Op.Z_FENCE) return;
     const orphans = this.#fencing.get(tag);
     this.#fencing.delete(tag);
-    for (const { piece } of orphans ?? []) this.#requeue(piece);
+    for (const { piece } of orphans ?? []) this.#repeat(piece);
   }
 
   #onDown(link: ScpLink, why: LinkDown, address: LinkAddress | undefined, detail: string): void {
@@ -620,7 +749,7 @@ export class ScpHost {
       for (const agent of [...network.agents]) agent.close("session-ended");
       for (const seat of network.seats) seat.vacate();
     }
-    for (const { piece } of waiting) this.#requeue(piece);
+    for (const { piece } of waiting) this.#repeat(piece);
     if (this.#stopped) return;
     this.#env.log.info({ front: "scp", why, server: address?.host, detail }, "The configuration connection is down");
     const wait = wasUp
@@ -663,7 +792,7 @@ export class ScpHost {
       for (const agent of network.agents) busy += agent.inFlight;
     }
     if (open >= this.#settings.socketsMax || open === 0) return;
-    if (this.#queue.length === 0 && busy < GROW_AT * open) return;
+    if (this.#waiting === 0 && busy < GROW_AT * open) return;
     for (const network of this.#byLoad()) if (this.#open(network)) return;
   }
 
@@ -708,7 +837,8 @@ export class ScpHost {
           network.retryAt = 0;
           this.#env.turn.soon(this.#pump);
         },
-        onPiece: (_, piece, status, result) => this.#onPiece(piece, status, result),
+        onPiece: (from, piece, status, result) =>
+          this.#onPiece(canary.armed === "scp-wrong-socket" ? this.#mistake(from, piece) : piece, status, result),
         onPing: (took) => network.pace.answered(took),
         onEnd: (ended, end, orphans) => this.#onAgentEnd(network, seat, ended, end, epoch, orphans),
       });
@@ -754,14 +884,13 @@ export class ScpHost {
     this.#tickSkipped = now - this.#tickDue >= LATE_MS && !this.#tickSkipped;
     if (!this.#tickSkipped) this.#lookForSilence(now);
     if (this.#configured !== undefined) this.#openMin();
-    if (this.#queue.length > 0) this.#env.turn.soon(this.#pump);
+    if (this.#waiting > 0) this.#env.turn.soon(this.#pump);
     this.#alarm.at = this.#tickDue = this.#nextTick(now);
   }
 
   /** Soon while anything is under way; while all is idle, only to see that the server is still there. */
   #nextTick(now: Millis): Millis {
-    if (this.#inFlight > 0 || this.#queue.length > 0 || this.#later.size > 0 || this.#fencing.size > 0)
-      return now + TICK_MS;
+    if (this.#inFlight > 0 || this.#waiting > 0 || this.#later.size > 0 || this.#fencing.size > 0) return now + TICK_MS;
     if (this.#link === undefined) return Math.max(this.#redialAt, now + TICK_MS);
     if (this.#configured === undefined) return Number.POSITIVE_INFINITY;
     if (this.#link.pingAt !== Number.POSITIVE_INFINITY) return now + this.#settings.silentMs;
@@ -840,7 +969,8 @@ export class ScpHost {
   }
 
   #failAll(status: Status): void {
-    for (const piece of this.#queue.take(() => true)) this.#settle(piece, status, 0);
+    for (const queue of [this.#queue, this.#replayQueue])
+      for (const piece of queue.take(() => true)) this.#settle(piece, status, 0);
     for (const piece of [...this.#later]) {
       this.#later.delete(piece);
       this.#settle(piece, status, 0);

@@ -17,6 +17,7 @@ import type { Configured } from "#proto/scp/config-host";
 import { Flag, Op, Version } from "#wire/scp/codes";
 import type { UnitRecord } from "#wire/scp/config";
 import type { ScpHost } from "./scp-host.ts";
+import { ScpKept } from "./scp-kept.ts";
 
 /** Room for the answer to a block status: as many runs as a server sends at most. */
 const STATUS_BYTES = 4096;
@@ -39,6 +40,8 @@ export class ScpUnit implements BlockDevice {
   readonly blockSize: number;
   readonly preferredBlockSize: number;
   readonly uuid: string;
+  /** What the server may forget. In version 1 nothing: its writes are durable. */
+  readonly kept: ScpKept;
   readonly #host: ScpHost;
   readonly #memory: Memory;
   readonly #watchers = new Set<DeviceWatcher>();
@@ -58,6 +61,11 @@ export class ScpUnit implements BlockDevice {
     this.#version = configured.version;
     this.#size = record.size;
     this.#readOnly = record.readOnly;
+    this.kept = new ScpKept(memory, host.settings.keptBytesMax);
+  }
+
+  get isGone(): boolean {
+    return this.#gone;
   }
 
   get size(): Bytes {
@@ -115,13 +123,7 @@ export class ScpUnit implements BlockDevice {
       return;
     }
     const withData = op.kind === "read" || op.kind === "write" || op.kind === "compare-write";
-    this.#host.enqueue(
-      op,
-      this.number,
-      CODE[op.kind],
-      withData && op.kind === "read" ? 0 : flags,
-      withData ? op.at : 0,
-    );
+    this.#host.enqueue(op, this, CODE[op.kind], withData && op.kind === "read" ? 0 : flags, withData ? op.at : 0);
   }
 
   /** Version 1 has reads and writes; a write is on stable storage when it is answered (docs/protocols/scp.md). */
@@ -129,7 +131,7 @@ export class ScpUnit implements BlockDevice {
     switch (op.kind) {
       case "read":
       case "write":
-        this.#host.enqueue(op, this.number, CODE[op.kind], 0, op.at);
+        this.#host.enqueue(op, this, CODE[op.kind], 0, op.at);
         return;
       case "flush":
       case "trim":
@@ -166,7 +168,7 @@ export class ScpUnit implements BlockDevice {
     write.kind = "zero";
     write.offset = op.offset;
     write.length = op.length;
-    this.#host.enqueue(write, this.number, Op.WRITE, 0, at);
+    this.#host.enqueue(write, this, Op.WRITE, 0, at);
   }
 
   #submitStatus(op: BlockOp): void {
@@ -184,7 +186,7 @@ export class ScpUnit implements BlockDevice {
     ask.kind = "status";
     ask.offset = op.offset;
     ask.length = op.length;
-    this.#host.enqueue(ask, this.number, Op.BLOCK_STATUS, 0, at, STATUS_BYTES);
+    this.#host.enqueue(ask, this, Op.BLOCK_STATUS, 0, at, STATUS_BYTES);
   }
 
   #readExtents(op: BlockOp, at: number, bytes: number): void {

@@ -4,11 +4,13 @@ import type { Bytes, Millis } from "#base/units";
 import type { BlockOp } from "#device/device";
 import { Op } from "#wire/scp/codes";
 import type { ScpAgent } from "./scp-agent.ts";
+import type { Replay } from "./scp-replay.ts";
+import type { ScpUnit } from "./scp-unit.ts";
 
 /** One operation of an application: it is done when the last of its pieces is. */
 export class ScpWork {
   op!: BlockOp;
-  unit = 0;
+  device!: ScpUnit;
   left = 0;
   status: Status = "ok";
   result = 0;
@@ -34,6 +36,12 @@ export class ScpPiece {
   /** Not to be tried again before this. */
   notBefore: Millis = 0;
   agent: ScpAgent | undefined = undefined;
+  /** It repeats what a restarted server has forgotten, and goes before all others: as part of this. */
+  replay: Replay | undefined = undefined;
+  /** Nobody knows whether it was done, and it cannot be repeated: it fails once nothing of it can happen any more. */
+  isDoomed = false;
+  /** Of a flush: what had been acknowledged when it was sent. */
+  mark = 0;
   /** Goes up with every use of this object: what comes for an earlier one is recognised. */
   turn = 0;
 }

@@ -12,10 +12,11 @@ interface ScpOptions {
   readonly networks?: readonly string[];
   /** 32 hex digits. */
   readonly serverUuid?: string;
+  readonly run?: number;
 }
 
 export function makeScpFront({ env, table }: FrontContext, start: FrontStart): Front {
-  const { scpAnySourcePort = false, networks = [], serverUuid = "" } = start.options as ScpOptions;
+  const { scpAnySourcePort = false, networks = [], serverUuid = "", run } = start.options as ScpOptions;
   const meters = new Map<string, Meter>();
   const meterOf = (device: string): Meter => {
     let meter = meters.get(device);
@@ -27,6 +28,7 @@ export function makeScpFront({ env, table }: FrontContext, start: FrontStart): F
     ...SCP_FRONT_DEFAULTS,
     anySourcePort: scpAnySourcePort,
     networks,
+    run: run ?? 1 + env.random.below(0xffff_ffff),
     serverId: Uint8Array.from({ length: 16 }, (_, i) => Number.parseInt(hex.slice(2 * i, 2 * i + 2), 16)),
     meterOf,
     certificate: start.tls ?? {},

@@ -2,6 +2,7 @@
  * One configuration connection of the SCP server: it tells the story of `serveConfig` over its line, knows the host's
  * units and data ports, and listens to the protection table for what changes for this host, and for no other.
  */
+import { canary } from "#base/canary";
 import { crc32c } from "#base/crc32c";
 import { start as startTask, type Task } from "#base/task";
 import { type Alarm, type Env, isNetError, type Line, type Tls } from "#env/env";
@@ -57,6 +58,8 @@ export class ConfigConnection {
   #ports: DataPorts | undefined;
   #unwatch: (() => void) | undefined;
   #why: SessionEnd | undefined;
+  /** Numbers of units that the session has had, and that were taken away. */
+  readonly #removed = new Set<number>();
   #over = false;
 
   constructor(env: Env, line: Line, front: FrontSide, tls: boolean) {
@@ -189,6 +192,7 @@ export class ConfigConnection {
         return this.session?.id;
       },
       cookie: () => this.#cookie(),
+      run: options.run,
       units: () => this.#units(),
       dataPorts: () => this.#ports?.ports ?? [],
       fence: (serial, ended) => {
@@ -220,7 +224,11 @@ export class ConfigConnection {
     const { session } = this;
     if (session === undefined || this.#over) return;
     const hears = session.version === Version.TWO && (session.capabilities & Capability.EVENTS) !== 0;
-    if (change.kind === "credentials" || change.kind === "removed" || !hears) {
+    if (change.kind === "unit-removed") this.#removed.add(change.unit);
+    // What was sent to the device that had this number must not reach the one that has it now: the session is the fence.
+    const isReused =
+      change.kind === "unit-added" && this.#removed.has(change.unit) && canary.armed !== "scp-number-reused";
+    if (change.kind === "credentials" || change.kind === "removed" || isReused || !hears) {
       this.end("units-changed");
       return;
     }

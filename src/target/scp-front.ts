@@ -57,6 +57,11 @@ export interface ScpFrontOptions {
   readonly anySourcePort: boolean;
   /** 16 bytes that name this server for ever. */
   readonly serverId: Uint8Array;
+  /**
+   * A number that stays the same as long as nothing is lost that was acknowledged, even if the server restarts: as long
+   * as the machine runs. 1 to 2^32 - 1.
+   */
+  readonly run: number;
   /** Bits of `Version` on offer. */
   readonly versions: number;
   /** Data sockets per host and data port, where the host's record does not say otherwise. */
@@ -73,7 +78,7 @@ export interface ScpFrontOptions {
   readonly meterOf: (device: string) => Meter | undefined;
 }
 
-export const SCP_FRONT_DEFAULTS: Omit<ScpFrontOptions, "serverId"> = {
+export const SCP_FRONT_DEFAULTS: Omit<ScpFrontOptions, "serverId" | "run"> = {
   anySourcePort: false,
   versions: Version.ONE | Version.TWO,
   socketsMax: 16,

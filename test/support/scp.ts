@@ -73,6 +73,7 @@ export class ScpWorld {
       ...SCP_FRONT_DEFAULTS,
       anySourcePort: true,
       serverId: new Uint8Array(16).fill(7),
+      run: 1,
       ...more,
     });
     const address = await promiseOf(this.front.listen({ host: "127.0.0.1", port: this.port }));

@@ -42,6 +42,8 @@ export interface Configured {
   readonly version: number;
   /** Z_GET_STARTTIME: to be compared for equality, and for nothing else. */
   readonly cookie: number;
+  /** Version 2: another number than before means that the server may have lost what it had acknowledged. 0: it does not tell. */
+  readonly run: number;
   readonly units: readonly UnitRecord[];
   readonly ports: readonly DataPort[];
   readonly random: number;
@@ -136,7 +138,7 @@ export function* configureHost(world: ConfigHostWorld): Generator<number, HostEn
   });
 }
 
-type Fixed = Omit<Configured, "cookie" | "units" | "ports">;
+type Fixed = Omit<Configured, "cookie" | "run" | "units" | "ports">;
 
 /** Steps (6) to (11) of version 1. Then the socket is only there to be closed. */
 function* converseOne(world: ConfigHostWorld, random: number): Generator<number, HostEnd, DataView> {
@@ -174,6 +176,7 @@ function* converseOne(world: ConfigHostWorld, random: number): Generator<number,
   world.onConfigured({
     version: Version.ONE,
     cookie,
+    run: 0,
     units,
     ports,
     random,
@@ -201,6 +204,7 @@ function* converseTwo(world: ConfigHostWorld, fixed: Fixed): Generator<number, H
     world.send(frameBytes(frame, undefined));
   };
   let cookie = 0;
+  let run = 0;
   let units: readonly UnitRecord[] = [];
   let stale = false;
   let asking = 3;
@@ -233,8 +237,10 @@ function* converseTwo(world: ConfigHostWorld, fixed: Fixed): Generator<number, H
     }
     if (asking === 0 || frame.status !== 0) return "violated";
     asking--;
-    if (frame.op === Op.Z_GET_STARTTIME) cookie = frame.length;
-    else if (frame.op === Op.Z_GET_UNITS) {
+    if (frame.op === Op.Z_GET_STARTTIME) {
+      cookie = frame.length;
+      run = frame.lba;
+    } else if (frame.op === Op.Z_GET_UNITS) {
       const list = frame.length * UNIT.byteLength === body.byteLength ? decodeUnits(body, 0, frame.length) : undefined;
       if (list === undefined) return "violated";
       units = list;
@@ -242,7 +248,7 @@ function* converseTwo(world: ConfigHostWorld, fixed: Fixed): Generator<number, H
       const fits = frame.length * DATA_PORT.byteLength === body.byteLength;
       const ports = fits ? decodeDataPorts(body, 0, frame.length) : undefined;
       if (ports === undefined) return "violated";
-      world.onConfigured({ ...fixed, cookie, units, ports });
+      world.onConfigured({ ...fixed, cookie, run, units, ports });
       if (stale) {
         stale = false;
         asking = 3;

@@ -69,6 +69,8 @@ export interface ConfigServerWorld {
    */
   admit(admitted: Omit<Admitted, "session">): number | undefined;
   cookie(): number;
+  /** As long as it stays the same, over restarts too, nothing that was acknowledged is lost. Not 0; 32 bits. */
+  readonly run: number;
   /** By unit number, ascending. */
   units(): readonly UnitRecord[];
   dataPorts(): readonly DataPort[];
@@ -204,6 +206,7 @@ function* serveTwo(world: ConfigServerWorld, session: number): Generator<Needs, 
         break;
       case Op.Z_GET_STARTTIME:
         frame.length = world.cookie();
+        frame.lba = world.run;
         reply("ok");
         break;
       case Op.Z_GET_UNITS: {
