@@ -24,6 +24,23 @@ export function shrink(failed: Result, resources: Resources, runsMax = 2000): Re
       }
     }
   }
+  return best.script.actions.length === 0 ? shrinkSetup(best, kind, resources) : best;
+}
+
+/** Where a world draws what happens while it runs, its setup says how much of it: less of each, as long as it fails. */
+function shrinkSetup(failed: Result, kind: string, resources: Resources): Result {
+  let best = failed;
+  for (const [name, value] of Object.entries(failed.script.setup)) {
+    if (typeof value !== "number") continue;
+    for (const less of [0, 1, Math.floor(value / 4), Math.floor(value / 2)]) {
+      if (less >= value) continue;
+      const setup = { ...best.script.setup, [name]: less };
+      const result = runScript(failed.seed, failed.scenario, { ...best.script, setup }, resources);
+      if (result.failure === undefined || kindOf(result.failure) !== kind) continue;
+      best = result;
+      break;
+    }
+  }
   return best;
 }
 
