@@ -1,11 +1,12 @@
 /** `ashlar attach` as its users have it: the disk in each of its forms, and that nothing is left of it, however it ends. */
 import assert from "node:assert/strict";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { join, relative } from "node:path";
 import { describe, it } from "node:test";
 import { AttachStage } from "../support/attached.ts";
 import { makeCertificates } from "../support/certificates.ts";
 import { run, runAny, until } from "../support/program.ts";
+import { ASHLAR } from "../support/server.ts";
 import { cleanUp, fileScope, MIB, tempFolder } from "../support/temp.ts";
 
 const scope = fileScope();
@@ -74,6 +75,17 @@ describe("ashlar attach", () => {
       await s.ashlar("detach");
       await s.gone(again);
     });
+
+  it("is detached by the path that it was given, also a relative one", async () => {
+    const s = await stage();
+    const attached = await s.attach("--socket", join(s.folder, "here.sock"));
+    const away = await runAny(process.execPath, [ASHLAR, "detach", "nowhere.sock"], {
+      env: { ASHLAR_RUN: s.runFolder },
+    });
+    assert.match(away.stderr, /There is no attachment "nowhere.sock"[\s\S]*here\.sock\)/);
+    await s.ashlar("detach", relative(process.cwd(), join(s.folder, "here.sock")));
+    await s.gone(attached);
+  });
 
   it("ends in order on SIGTERM, also in the foreground", async () => {
     const s = await stage();

@@ -3,7 +3,7 @@ import { spawn } from "node:child_process";
 import { mkdirSync, openSync } from "node:fs";
 import { connect } from "node:net";
 import { hostname } from "node:os";
-import { join } from "node:path";
+import { join, resolve as resolvePath } from "node:path";
 import type { Command } from "commander";
 import type { AttachOptions } from "#attach/attachment";
 import { type AttachmentFacts, attachments, runFolder } from "#attach/run-folder";
@@ -269,16 +269,18 @@ function show(context: Context, told: Told): void {
 function choose(which: string | undefined): AttachmentFacts {
   const all = attachments();
   const one =
-    which === undefined && all.length === 1
-      ? all[0]
-      : all.find((each) => [each.id, each.socket, each.device, each.fuse].includes(which));
+    which === undefined
+      ? all.length === 1
+        ? all[0]
+        : undefined
+      : all.find(({ id, socket, device, fuse }) => id === which || [socket, device, fuse].includes(resolvePath(which)));
   if (one !== undefined) return one;
   if (all.length === 0)
     throw new Refusal("not-found", "Nothing is attached", "`ashlar attach SERVER …` attaches a server's units.");
   throw new Refusal(
     "not-found",
     which === undefined ? "There are several attachments" : `There is no attachment "${which}"`,
-    `There are: ${all.map(({ id, socket }) => `${id} (${socket})`).join(", ")}.`,
+    `There are: ${all.map(({ id, device, fuse, socket }) => `${id} (${device ?? fuse ?? socket})`).join(", ")}.`,
   );
 }
 
