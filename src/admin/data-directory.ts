@@ -97,7 +97,11 @@ export class DataDirectory {
     rmSync(gone, { recursive: true, force: true });
   }
   removeDraft(draft: string): void {
-    rmSync(draft, { recursive: true, force: true });
+    try {
+      rmSync(draft, { recursive: true, force: true });
+    } catch {
+      // The next start does it: what matters now is why the set could not be made.
+    }
   }
 
   /** Gives the directory back. The kernel does the same when the process dies. */

@@ -36,6 +36,12 @@ export class OpenSet {
   static *create(env: Env, path: string, volume: SetChange & { kind: "volume" }): Task<string> {
     const store = new DirectoryStore(env, path);
     const fault = yield* store.make();
+    if (fault === "too-many-files")
+      throw new Refusal(
+        "full",
+        "The server has as many files open as it may: each volume and connection takes some",
+        "Raise the limit (LimitNOFILE= in the unit file, or `ulimit -n`), and restart it.",
+      );
     if (fault !== undefined)
       throw new Refusal(fault === "full" ? "full" : "storage-failed", `Cannot make ${path}: ${fault}`);
     const engine = yield* VersionSet.create(env, store);

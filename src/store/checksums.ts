@@ -45,7 +45,10 @@ export class Checksums {
     segment.usedAt = ++this.#clock;
   }
 
-  /** Makes file and checksums of a segment available; `done(false)` when they cannot be read. May call back at once. */
+  /**
+   * Makes file and checksums of a segment available. `done(false)` when they cannot be read: the segment is damaged, or
+   * there are too many open files or too little memory for it now. May call back at once.
+   */
   load(segment: Segment, done: (ok: boolean) => void): void {
     if (segment.file !== undefined && segment.sums !== undefined) return done(true);
     const waiting = this.#loading.get(segment);
@@ -76,7 +79,7 @@ export class Checksums {
         file = yield* this.#store.open(segment.number);
       if (isDiskFault(file)) {
         this.#env.log.error({ file: this.#store.describe(segment.number), fault: file }, "a segment cannot be opened");
-        segment.damaged = true;
+        segment.damaged = file !== "too-many-files";
         return false;
       }
       segment.file = file;

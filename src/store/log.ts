@@ -795,6 +795,11 @@ export class Log {
     // Hosts may fill a disk before anybody sees to it that there is a reserve: it is taken before their data.
     if (!this.#reclaiming && !(yield* this.#user.keepReserve()) && this.#isForData) return "full";
     const made = yield* this.#store.create(number);
+    if (made === "too-many-files") {
+      // Like space, there may be some again: that is no reason to stop the set.
+      this.#env.log.error({ file: this.#store.describe(number) }, "too many open files for another segment");
+      return "full";
+    }
     if (isDiskFault(made)) return made;
     const { file } = made;
     if (this.segments.count >= RESERVE_FROM_SEGMENTS) {

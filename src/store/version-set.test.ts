@@ -325,3 +325,39 @@ test("a volume that fits is overwritten on, though hosts fill the space before a
   rig.run(db, "trim", 0, size);
   assert.equal(rig.last.status, "ok");
 });
+
+test("a process that may open no more files refuses what needs one, and takes nothing for damaged", () => {
+  class StarvedStore extends DirectoryStore {
+    starved = false;
+    override *create(number: number) {
+      return this.starved ? "too-many-files" : yield* super.create(number);
+    }
+    override *open(number: number) {
+      return this.starved ? "too-many-files" : yield* super.open(number);
+    }
+  }
+  const rig = new Rig(12);
+  const set = rig.create();
+  rig.finish(set.createVolume({ name: "db", size: 4096 * BLOCK, blockSize: 4096 }));
+  const piece = (fill: number) => new Uint8Array(64 * BLOCK).fill(fill);
+  for (let at = 0; at < 8; at++) rig.run(set.version("db"), "write", at * 64 * BLOCK, 64 * BLOCK, piece(at + 1));
+  rig.finish(set.close());
+
+  const store = new StarvedStore(rig.env, "/set");
+  rig.set = rig.finish(VersionSet.open(rig.env, store, OPTIONS));
+  store.starved = true;
+  const db = rig.set.version("db");
+  rig.run(db, "read", 0, 64 * BLOCK);
+  assert.equal(rig.last.status, "busy");
+  const statuses = Array.from({ length: 8 }, (_, at) => {
+    rig.run(db, "write", at * 64 * BLOCK, 64 * BLOCK, piece(at + 1));
+    return rig.last.status;
+  });
+  assert.equal(statuses.at(-1), "full");
+  store.starved = false;
+  assert.deepEqual(rig.run(db, "read", 7 * 64 * BLOCK, 64 * BLOCK), piece(8));
+  rig.run(db, "write", 0, 64 * BLOCK, piece(100));
+  assert.equal(rig.last.status, "ok");
+  assert.deepEqual(rig.set.damage, []);
+  assert.equal(rig.set.trouble, undefined);
+});

@@ -286,7 +286,7 @@ export class Version implements BlockDevice {
     if (segment.file !== undefined) return this.#submitFetch(fetch);
     this.#set.checksums.load(segment, (ok) => {
       if (ok) this.#submitFetch(fetch);
-      else this.#failFetch(fetch, 0, "cannot be opened");
+      else this.#failLoad(fetch, "cannot be opened");
     });
   }
 
@@ -309,7 +309,7 @@ export class Version implements BlockDevice {
     if (segment.sums !== undefined) return this.#verify(fetch);
     this.#set.checksums.load(segment, (ok) => {
       if (ok) this.#verify(fetch);
-      else this.#failFetch(fetch, 0, "has no readable checksums");
+      else this.#failLoad(fetch, "has no readable checksums");
     });
   }
 
@@ -317,6 +317,13 @@ export class Version implements BlockDevice {
     const { segment, block, count, at } = fetch;
     const right = this.#set.checksums.verify(segment, block, count, at);
     if (right < count) return this.#failFetch(fetch, right, "does not match its checksum");
+    this.#releaseFetch(fetch);
+  }
+
+  /** What has no file or memory left for it is there all the same: that is no damage. */
+  #failLoad(fetch: Fetch, why: string): void {
+    if (fetch.segment.damaged) return this.#failFetch(fetch, 0, why);
+    if (fetch.reading.status === "ok") fetch.reading.status = "busy";
     this.#releaseFetch(fetch);
   }
 
