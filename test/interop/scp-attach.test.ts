@@ -5,7 +5,7 @@ import { join, relative } from "node:path";
 import { describe, it } from "node:test";
 import { AttachStage } from "../support/attached.ts";
 import { makeCertificates } from "../support/certificates.ts";
-import { run, runAny, until } from "../support/program.ts";
+import { Program, run, runAny, until } from "../support/program.ts";
 import { ASHLAR } from "../support/server.ts";
 import { cleanUp, fileScope, MIB, tempFolder } from "../support/temp.ts";
 
@@ -75,6 +75,38 @@ describe("ashlar attach", () => {
       await s.ashlar("detach");
       await s.gone(again);
     });
+
+  it("ends I/O to a partition that is deleted under it, before its space is another's", async () => {
+    const s = await stage();
+    const { server } = s;
+    const [drive, image, back] = ["drive", "image", "back"].map((name) => join(s.folder, name)) as [
+      string,
+      string,
+      string,
+    ];
+    await run("truncate", ["-s", "32M", drive]);
+    await run("dd", ["if=/dev/urandom", `of=${image}`, "bs=1M", "count=16", "status=none"]);
+    await server.ashlar("drive", "add", "disk0", drive);
+    await server.ashlar("partition", "create", "old", "--size", "16M");
+    await server.ashlar("grant", "old", "web", "--unit", "1");
+    const attached = await s.attach("--unit", "1", "--socket", join(s.folder, "old.sock"));
+    const uri = `nbd+unix:///old?socket=${attached.socket}`;
+    const load = new Program("sh", ["-c", `while nbdcopy --flush '${image}' '${uri}' && echo once; do :; done`]);
+    await load.until("under way", () => load.output.includes("once"));
+    await server.ashlar("partition", "rm", "old");
+    // The same place, and zeroes: what the deleted one was still being sent must not be there.
+    await server.ashlar("partition", "create", "new", "--size", "16M", "--zero");
+    await load.ended;
+    await server.ashlar("grant", "new", "web", "--unit", "2");
+    const again = await s.attach("--unit", "2", "--socket", join(s.folder, "new.sock"));
+    await run("nbdcopy", [`nbd+unix:///new?socket=${again.socket}`, back]);
+    await run("cmp", ["-n", String(16 * MIB), back, "/dev/zero"]);
+    for (const one of [attached, again]) {
+      await s.ashlar("detach", one.socket);
+      await s.gone(one);
+    }
+    await server.ashlar("partition", "rm", "new");
+  });
 
   it("is detached by the path that it was given, also a relative one", async () => {
     const s = await stage();
