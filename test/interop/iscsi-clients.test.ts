@@ -5,7 +5,7 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, describe, it } from "node:test";
 import { RawInitiator, read10, TUR, write10 } from "#test/support/iscsi-client";
-import { Program, run, runAny } from "#test/support/program";
+import { Program, run, runAny, until } from "#test/support/program";
 import { Chance } from "#test/support/random";
 import { Server } from "#test/support/server";
 import { freePort, tempFolder } from "#test/support/temp";
@@ -214,6 +214,37 @@ describe("iSCSI clients", () => {
     await server.ashlar("revoke", "shared", "one");
     const gone = await one.run(TUR);
     assert.equal(gone.sense.readUInt16BE(12), 0x2500);
+    one.close();
+  });
+
+  it("hosts are told once when space gets short, before writers meet the end of it", { timeout: 60_000 }, async () => {
+    const at = await freePort();
+    const args = ["--iscsi", `127.0.0.1:${at}`, "--capacity", "512M", "--soft-percent", "10"];
+    const small = await Server.start(scope, { args });
+    await small.ashlar("volume", "create", "thin", "--size", "4G");
+    await small.ashlar("host", "add", "one", "--iqn", ONE);
+    await small.ashlar("grant", "thin", "one", "--unit", "0");
+    const one = await RawInitiator.connect(at);
+    assert.equal(await one.login({ initiator: ONE, target: (await small.json("target", "show")).iqn }), 0);
+    await one.settle();
+    // Nine tenths of 512 MiB available, in sets of 2048 blocks, which are MiB: mode page 1Ch, subpage 02h.
+    const page = (await one.run([0x5a, 8, 0x1c, 2, 0, 0, 0, 0, 64, 0], { read: 64 })).data;
+    assert.equal(page.readUInt32BE(28), Math.floor(0.9 * 512));
+    const piece = randomBytes(256 * 1024);
+    /** What any command may be told instead of being done. */
+    const told: number[] = [];
+    const run = async (...command: Parameters<typeof one.run>): Promise<void> => {
+      for (let answer = await one.run(...command); answer.status !== 0; answer = await one.run(...command))
+        told.push(answer.sense.readUInt16BE(12));
+    };
+    for (let written = 0; written < 56; written += 0.25) await run(write10(written * 2048, 512), { write: piece });
+    await until("the threshold is told", async () => {
+      await run(TUR);
+      return told.length > 0;
+    });
+    assert.deepEqual(told, [0x3807]);
+    const used = (await one.run([0x4d, 0, 0x4c, 0, 0, 0, 0, 0, 64, 0], { read: 64 })).data;
+    assert.ok(used.readUInt32BE(4 + 12 + 4) >= 50, "LOG SENSE counts what is used");
     one.close();
   });
 
