@@ -4,12 +4,13 @@
  */
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { run } from "#test/support/program";
+import { run, sleep } from "#test/support/program";
 import { KIB, MIB } from "#test/support/temp";
 import { measure, type Workload } from "./fio.ts";
 import { type CpuProfile, collect, drawFlame, type Frame } from "./flame.ts";
 import type { Context } from "./main.ts";
 import { AshlarServer, fillFile } from "./servers.ts";
+import { STAGES as ALL_STAGES, hasPerf, lookAt, NODE_ARGS_FOR_PERF } from "./stages.ts";
 import { formatCount } from "./statistics.ts";
 import type { Table } from "./table.ts";
 
@@ -22,7 +23,7 @@ const LOADS: readonly Workload[] = [
   { name: "128 KiB sequential write, depth 8", rw: "write", block: 128 * KIB, depth: 8, clients: 1 },
 ];
 
-/** The stages of a request, each with the code that is it. The first match decides; what matches none is "other". */
+/** What the functions of a lane are for; for colours, and for where there is no `perf`. The first match decides. */
 const STAGES: readonly (readonly [string, RegExp])[] = [
   ["idle", /^\(idle\)/],
   ["garbage collection", /^\(garbage collector\)/],
@@ -106,7 +107,7 @@ export async function benchProfile(context: Context): Promise<Table[]> {
     .filter((name) => name.endsWith(".cpuprofile"))
     .map((name) => JSON.parse(readFileSync(join(folder, name), "utf8")) as CpuProfile);
   mkdirSync("bench/results", { recursive: true });
-  return ran.map((one) => {
+  const tables = ran.map((one) => {
     const { load, from, to } = one;
     // Of all threads, the lane is the one that is busy.
     const busiest = profiles.map((profile) => collect(profile, from, to)).sort((a, b) => busy(b) - busy(a))[0]!;
@@ -114,6 +115,51 @@ export async function benchProfile(context: Context): Promise<Table[]> {
     writeFileSync(`bench/results/profile-${slug}.svg`, drawFlame(busiest, `${load.name}: one lane`, colorOf));
     return tabulate(one, busiest, `profile-${slug}.svg`);
   });
+  return [await costPerStage(context, size, seconds), ...tables];
+}
+
+/** The same loads again, without V8's profiler, seen by `perf` if it is there: the kernel's part of each stage too. */
+async function costPerStage(context: Context, size: number, seconds: number): Promise<Table> {
+  const title = "What an operation costs, by stage";
+  const loads = LOADS.filter((each) => each.name.includes(context.only));
+  if (!hasPerf()) {
+    const method = "Not measured: `perf` is not here (Debian: linux-perf).";
+    return { title, method, columns: ["stage"], rows: [], data: {} };
+  }
+  const options = { nodeArgs: NODE_ARGS_FOR_PERF, env: context.envs[0]!, args: context.serveArgs };
+  const server = await AshlarServer.start(join(context.folder, "stages"), options);
+  const costs: Map<string, number>[] = [];
+  const totals: number[] = [];
+  try {
+    await server.ashlar("volume", "create", "bench", "--size", String(size));
+    await run("nbdcopy", ["--flush", join(context.folder, "fill.img"), server.uri]);
+    for (const load of loads) {
+      await measure(load, server.uri, server.pid, size, 2);
+      const { cpuPerOp } = await measure(load, server.uri, server.pid, size, seconds);
+      const loaded = measure(load, server.uri, server.pid, size, seconds + 2);
+      await sleep(1000);
+      const shares = await lookAt(server.pid, seconds, join(context.folder, "perf.data"));
+      await loaded;
+      costs.push(new Map([...shares].map(([stage, share]) => [stage, share * cpuPerOp])));
+      totals.push(cpuPerOp);
+      context.tell(`${load.name}: ${formatCount(cpuPerOp)} µs of the processor per operation`);
+    }
+  } finally {
+    await server.stop();
+  }
+  const cell = (us: number | undefined) => (us === undefined || us < 0.005 ? "" : us.toFixed(2));
+  return {
+    title,
+    method:
+      "Microseconds of the server's processor time per operation, all threads, user and kernel: the shares of the stages by `perf`, of the time in /proc/PID/stat over the operations that fio counted. " +
+      "What the kernel does for a stage is in it: the copy out of the page cache in *read*, TCP down to the client's socket in *send*. Waiting is in none.",
+    columns: ["stage", ...loads.map(({ name }) => name)],
+    rows: [
+      ...ALL_STAGES.map((stage) => [stage, ...costs.map((cost) => cell(cost.get(stage)))]),
+      ["**all**", ...totals.map((total) => `**${total.toFixed(2)}**`)],
+    ],
+    data: loads.map(({ name }, index) => ({ name, total: totals[index], stages: Object.fromEntries(costs[index]!) })),
+  };
 }
 
 const monotonicUs = () => Number(process.hrtime.bigint() / 1000n);

@@ -58,8 +58,8 @@ export async function lookAt(pid: number, seconds: number, file: string): Promis
   const counts = new Map<string, number>();
   let sum = 0;
   for (const block of text.split("\n\n")) {
-    const frames = block.split("\n").map((line) => line.trim());
-    if (frames[0] === undefined || frames[0] === "") continue;
+    const frames = block.split("\n").filter((line) => line.trim() !== "");
+    if (frames.length === 0) continue;
     const stage = stageOf(frames);
     counts.set(stage, (counts.get(stage) ?? 0) + 1);
     sum++;
