@@ -57,6 +57,8 @@ export class Registry {
   readonly #sets = new Map<string, SetEntry>();
   /** Name of a version to the set it is in. */
   readonly #names = new Map<string, SetEntry>();
+  /** Sets that a lane has been told to open, and has not answered. */
+  readonly #opening = new Set<SetEntry>();
   /** Names for which a change is under way, with what the next one waits for. */
   readonly #busy = new Map<string, Promise<unknown>>();
 
@@ -78,7 +80,9 @@ export class Registry {
 
   /** Opens again what was open on a lane that died. */
   async reopen(lane: number): Promise<void> {
-    const sets = [...this.#sets.values()].filter((set) => set.lane === lane && set.state === "opening");
+    // A volume that was made while the lane was being replaced is opened by whoever makes it: a set is opened once.
+    const isLeft = (set: SetEntry): boolean => set.lane === lane && set.state === "opening" && !this.#opening.has(set);
+    const sets = [...this.#sets.values()].filter(isLeft);
     await Promise.all(sets.map((set) => this.#open(set)));
   }
 
@@ -160,6 +164,12 @@ export class Registry {
       await this.#open(set);
       if (set.state === "failed")
         throw new Refusal("storage-failed", `The new volume "${name}" does not open: ${set.reason}`);
+      if (set.state === "opening")
+        throw new Refusal(
+          "unreachable",
+          `"${name}" was made, and the lane that was to open it died`,
+          "It is opened when the lane is back: see `ashlar volume ls`.",
+        );
       this.#listener.onChanged("volume-created", `Volume "${name}" made`, { volume: name, size });
       return { set, version: this.#versionOf("volume", set, name) };
     });
@@ -297,6 +307,7 @@ export class Registry {
   }
 
   async #open(set: SetEntry): Promise<void> {
+    this.#opening.add(set);
     try {
       const facts = await this.#lanes.call(set.lane, "set.open", {
         uuid: set.uuid,
@@ -321,6 +332,8 @@ export class Registry {
       // The lane died meanwhile: whoever replaces it opens the set again.
       if (error.code === "unreachable") return;
       this.#setState(set, "failed", error.message);
+    } finally {
+      this.#opening.delete(set);
     }
   }
 
