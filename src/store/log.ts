@@ -107,42 +107,43 @@ const MAKE_NEXT_FROM = 0.1;
 
 /** First in, first out, without a move of all for each that leaves. */
 class EntryQueue {
+  /** Those from head to tail wait. Never cut: an array that is emptied gives its room back, and has to get it again. */
   readonly #entries: LogEntry[] = [];
   #head = 0;
+  #tail = 0;
 
   get length(): number {
-    return this.#entries.length - this.#head;
+    return this.#tail - this.#head;
   }
   get first(): LogEntry | undefined {
-    return this.#entries[this.#head];
+    return this.#head === this.#tail ? undefined : this.#entries[this.#head];
   }
   push(entry: LogEntry): void {
-    this.#entries.push(entry);
+    this.#entries[this.#tail++] = entry;
   }
   shift(): void {
     this.#head++;
-    if (this.#head === this.#entries.length) {
-      this.#entries.length = 0;
-      this.#head = 0;
-    } else if (this.#head > 1024) {
-      this.#entries.splice(0, this.#head);
-      this.#head = 0;
-    }
+    if (this.#head < this.#tail && this.#head <= 1024) return;
+    this.#entries.copyWithin(0, this.#head, this.#tail);
+    this.#tail -= this.#head;
+    this.#head = 0;
   }
   /** Puts an entry back that was taken out, before all others. */
   unshift(entry: LogEntry): void {
-    this.#entries.splice(0, this.#head, entry);
-    this.#head = 0;
+    if (this.#head > 0) this.#entries[--this.#head] = entry;
+    else {
+      this.#entries.unshift(entry);
+      this.#tail++;
+    }
   }
   /** Takes all out. */
   drain(): LogEntry[] {
-    const all = this.#entries.splice(this.#head);
-    this.#entries.length = 0;
-    this.#head = 0;
+    const all = this.#entries.slice(this.#head, this.#tail);
+    this.#head = this.#tail = 0;
     return all;
   }
   touches(version: number, block: number, count: number): boolean {
-    for (let index = this.#head; index < this.#entries.length; index++)
+    for (let index = this.#head; index < this.#tail; index++)
       if (overlaps(this.#entries[index]!, version, block, count)) return true;
     return false;
   }
@@ -196,7 +197,8 @@ export class Log {
   readonly #append: DiskOp;
   #appending = false;
   readonly #soon: Soon;
-  /** Of the group being appended: its entries, with how many blocks of each. */
+  /** Of the group being appended: how many entries, these, and how many blocks of each. */
+  #groupCount = 0;
   #groupEntries: LogEntry[] = [];
   /** Takes turns with it: those who are told that they are done may submit, and begin a new group. */
   #finished: LogEntry[] = [];
@@ -278,13 +280,14 @@ export class Log {
   }
   /** Entries that are not applied yet. */
   get waiting(): number {
-    return this.#queue.length + this.#moves.length + this.#groupEntries.length;
+    return this.#queue.length + this.#moves.length + this.#groupCount;
   }
 
   /** True when a DATA or CLEAR entry that is not applied yet touches the range. */
   touches(version: number, block: number, count: number): boolean {
     if (this.#queue.touches(version, block, count)) return true;
-    for (const entry of this.#groupEntries) if (overlaps(entry, version, block, count)) return true;
+    for (let each = 0; each < this.#groupCount; each++)
+      if (overlaps(this.#groupEntries[each]!, version, block, count)) return true;
     return false;
   }
 
@@ -496,8 +499,7 @@ export class Log {
 
   /** Fills a group from the queues: entries, checksums, pieces. `room` is in blocks, the head included. */
   #collect(room: number): void {
-    this.#groupEntries.length = 0;
-    this.#groupCounts.length = 0;
+    this.#groupCount = 0;
     this.#groupBlocks = 0;
     this.#groupBytes = GROUP.byteLength;
     if (this.#collectFrom(this.#moves, room) && !this.#holdsHosts()) {
@@ -505,17 +507,17 @@ export class Log {
       this.#collectFrom(this.#queue, room);
       if (this.holdMs > 0) this.#heldUntil = this.#env.clock.now() + this.holdMs * (this.#groupBlocks - copied);
     }
-    this.#encode(this.#groupEntries[this.#groupEntries.length - 1]!.control);
+    this.#encode(this.#groupEntries[this.#groupCount - 1]!.control);
   }
 
   #holdsHosts(): boolean {
-    return this.#reclaiming || (this.holdMs > 0 && this.#groupEntries.length > 0);
+    return this.#reclaiming || (this.holdMs > 0 && this.#groupCount > 0);
   }
 
   /** False when the group is full. A control record is the last of its group. */
   #collectFrom(queue: EntryQueue, room: number): boolean {
     for (let entry = queue.first; entry !== undefined; entry = queue.first) {
-      if (this.#groupEntries.length === ENTRIES_MAX) return false;
+      if (this.#groupCount === ENTRIES_MAX) return false;
       const isData = entry.kind === EntryKind.DATA || entry.kind === EntryKind.MOVE;
       let count = isData ? Math.min(entry.count - entry.taken, GROUP_BLOCKS_MAX - this.#groupBlocks) : 0;
       let bytes = this.#bytesWith(entry, count);
@@ -523,13 +525,13 @@ export class Log {
       while (!this.#fits(bytes, count, room)) {
         // Nor is one cut that would not have its rest in a segment that is there already, or that is promised to be whole.
         if (count <= 1 || this.#isAtomic(entry)) return false;
-        if (this.#groupEntries.length > 0 && this.#next === undefined) return false;
+        if (this.#groupCount > 0 && this.#next === undefined) return false;
         count = count > 64 ? count - 32 : count - 1;
         bytes = this.#bytesWith(entry, count);
       }
       if (isData && (count === 0 || (count < entry.count && this.#isAtomic(entry)))) return false;
-      this.#groupEntries.push(entry);
-      this.#groupCounts.push(count);
+      this.#groupEntries[this.#groupCount] = entry;
+      this.#groupCounts[this.#groupCount++] = count;
       this.#groupBlocks += count;
       this.#groupBytes = bytes;
       entry.taken += count;
@@ -568,14 +570,15 @@ export class Log {
     const sums = segment.sums!;
     const entries = this.#groupEntries;
     const at = this.#headAt + BLOCK_BYTES;
-    const sumsAt = at + GROUP.byteLength + entries.length * ENTRY.byteLength;
+    const total = this.#groupCount;
+    const sumsAt = at + GROUP.byteLength + total * ENTRY.byteLength;
     const pieces = this.#pieces;
     pieces.clear();
     pieces.add(this.#headAt, 0);
 
     let entryAt = at + GROUP.byteLength;
     let index = 0;
-    for (let each = 0; each < entries.length; each++) {
+    for (let each = 0; each < total; each++) {
       const entry = entries[each]!;
       const count = this.#groupCounts[each]!;
       const isData = entry.kind === EntryKind.DATA || entry.kind === EntryKind.MOVE;
@@ -601,7 +604,7 @@ export class Log {
       }
       index += count;
     }
-    const bytes = headBytes(entries.length, dataBlocks, control?.length ?? 0);
+    const bytes = headBytes(total, dataBlocks, control?.length ?? 0);
     const headBlocks = headBlocksFor(bytes);
     const controlAt = sumsAt + dataBlocks * 4;
     if (control !== undefined) memory.bytes.set(control, controlAt);
@@ -612,7 +615,7 @@ export class Log {
       synced: this.syncer.synced,
       headBlocks,
       dataBlocks,
-      entries: entries.length,
+      entries: total,
       controlBytes: control?.length ?? 0,
       block: Math.max(segment.used, 1),
     };
@@ -714,7 +717,7 @@ export class Log {
     this.#writtenTo = Math.max(this.#writtenTo, segment.used + this.#groupZeroes);
 
     let block = first;
-    const total = entries.length;
+    const total = this.#groupCount;
     for (let each = 0; each < total; each++) {
       const entry = entries[each]!;
       const count = counts[each]!;
@@ -726,11 +729,12 @@ export class Log {
     const finished = this.#finished;
     this.#finished = this.#groupEntries;
     this.#groupEntries = finished;
-    for (const entry of entries) {
+    this.#groupCount = 0;
+    for (let each = 0; each < total; each++) {
+      const entry = entries[each]!;
       const isData = entry.kind === EntryKind.DATA || entry.kind === EntryKind.MOVE;
       if (!isData || entry.applied === entry.count) entry.done(entry, "ok");
     }
-    entries.length = 0;
     if (this.#next === undefined && !this.#making && this.#isNextDue(segment)) this.#make();
     if (this.stopped !== undefined) this.#refuseQueue(this.stopped === "closed" ? "gone" : this.stopped);
     this.#pump();
@@ -746,14 +750,14 @@ export class Log {
 
   /** The entries of a group that could not be written wait again, in their order. */
   #putBack(): void {
-    for (let each = this.#groupEntries.length - 1; each >= 0; each--) {
+    for (let each = this.#groupCount - 1; each >= 0; each--) {
       const entry = this.#groupEntries[each]!;
       const queue = entry.kind === EntryKind.MOVE ? this.#moves : this.#queue;
       entry.taken -= this.#groupCounts[each]!;
       // One that was cut is still there.
       if (queue.first !== entry) queue.unshift(entry);
     }
-    this.#groupEntries.length = 0;
+    this.#groupCount = 0;
   }
 
   /* ------------------------------------------------------------- segments */

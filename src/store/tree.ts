@@ -111,18 +111,26 @@ export class VersionTree {
 
   /** What a change of a map replaced; looked at when the change is done, since looking may change other maps. */
   readonly #dropped: number[] = [];
+  /** Numbers in it. It is never cut: an array that is emptied gives its room back, and has to get it again. */
+  #droppedCount = 0;
   readonly #collect = (block: number, length: number, location: Location): void => {
-    if (!this.replaying) this.#dropped.push(block, length, location);
+    if (this.replaying) return;
+    const dropped = this.#dropped;
+    dropped[this.#droppedCount++] = block;
+    dropped[this.#droppedCount++] = length;
+    dropped[this.#droppedCount++] = location;
   };
 
   #dropCollected(node: Node): void {
     const dropped = this.#dropped;
-    for (let each = 0; each < dropped.length; each += 3) {
-      const [block, length, location] = [dropped[each]!, dropped[each + 1]!, dropped[each + 2]!];
+    for (let each = 0; each < this.#droppedCount; each += 3) {
+      const block = dropped[each]!;
+      const length = dropped[each + 1]!;
+      const location = dropped[each + 2]!;
       if (canary.armed === "free-shared") this.#kill(block, length, location);
       else dropRun(node, block, length, location, this.#kill);
     }
-    dropped.length = 0;
+    this.#droppedCount = 0;
   }
 
   readonly #kill = (_: number, length: number, location: Location): void => {

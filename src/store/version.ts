@@ -68,6 +68,15 @@ class Writing {
   }
 }
 
+/** A flush in progress. */
+class Flushing {
+  op!: BlockOp;
+  readonly onSynced: (status: Status) => void;
+  constructor(owner: Version) {
+    this.onSynced = (status) => owner.finishFlushing(this, status);
+  }
+}
+
 /** A claim on blocks: nobody else writes them meanwhile. */
 class Claim {
   readonly block: number;
@@ -96,6 +105,7 @@ export class Version implements BlockDevice {
   readonly #fetches: Fetch[] = [];
   readonly #readings: Reading[] = [];
   readonly #writings: Writing[] = [];
+  readonly #flushings: Flushing[] = [];
   /** In order of arrival: active ones, and those that wait for them. */
   #claims: Claim[] = [];
   gone = false;
@@ -188,11 +198,7 @@ export class Version implements BlockDevice {
         return this.#read(op);
       case "flush":
         if (this.node.kind === "snapshot") return end(op, "ok");
-        this.busy++;
-        return this.#set.log.sync((synced) => {
-          this.busy--;
-          end(op, synced);
-        });
+        return this.#flush(op);
       case "status":
         return this.#status(op);
       case "cache":
@@ -200,6 +206,20 @@ export class Version implements BlockDevice {
       default:
         return this.#change(op);
     }
+  }
+
+  #flush(op: BlockOp): void {
+    const flushing = this.#flushings.pop() ?? new Flushing(this);
+    flushing.op = op;
+    this.busy++;
+    this.#set.log.sync(flushing.onSynced);
+  }
+
+  finishFlushing(flushing: Flushing, status: Status): void {
+    const { op } = flushing;
+    this.#flushings.push(flushing);
+    this.busy--;
+    end(op, status);
   }
 
   /* ------------------------------------------------------------------ reads */
