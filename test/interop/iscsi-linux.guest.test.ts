@@ -16,8 +16,10 @@ const SECRET = "in-secret-16byte";
 const MUTUAL = "out-secret-16byt";
 /** More than mkfs needs, and less than mkfs and fio together. */
 const FIO_COMMANDS = 1500;
+/** The guest runs without help from the processor: on a busy machine, what takes seconds elsewhere takes minutes. */
+const SCRIPT_MS_MAX = 300_000;
 
-describe("a Linux initiator", { timeout: 600_000 }, () => {
+describe("a Linux initiator", { timeout: 1_200_000 }, () => {
   let server: Server;
   let guest: Guest;
   let iqn = "";
@@ -56,17 +58,20 @@ describe("a Linux initiator", { timeout: 600_000 }, () => {
         iscsiadm -m node -T ${iqn} -p $HOST:${port},1 -o update -n node.session.timeo.replacement_timeout -v 60
         iscsiadm -m node -T ${iqn} -p $HOST:${port},1 -l || exit 1`,
     );
-    const output = await guest.run(`
+    const output = await guest.run(
+      `
       modprobe crc32c_generic; modprobe scsi_dh_alua; modprobe dm-round-robin; modprobe dm-service-time
       mkdir -p /run/lock/iscsi /etc/iscsi; echo InitiatorName=${INITIATOR} > /etc/iscsi/initiatorname.iscsi
       pgrep iscsid >/dev/null || (iscsid -f >/run/iscsid.log 2>&1 &) ; sleep 2
       ${records.join("\n")}
       udevadm settle; sleep 2
-      printf 'defaults {\\n find_multipaths no\\n user_friendly_names no\\n}\\n' > /etc/multipath.conf
+      printf 'defaults {\\n find_multipaths no\\n user_friendly_names no\\n no_path_retry queue\\n}\\n' > /etc/multipath.conf
       multipathd >/run/multipathd.log 2>&1; sleep 5
       iscsiadm -m session -P 2 | grep -E 'Digest|CHAP|username' | sort | uniq -c
       multipath -ll
-      ls -l /dev/disk/by-id`);
+      ls -l /dev/disk/by-id`,
+      SCRIPT_MS_MAX,
+    );
     assert.match(output, /HeaderDigest: CRC32C/);
     assert.match(output, /DataDigest: CRC32C/);
     assert.match(output, /alua/);
@@ -77,7 +82,8 @@ describe("a Linux initiator", { timeout: 600_000 }, () => {
   });
 
   it("sg3-utils find what they ask for", async () => {
-    const output = await guest.run(`
+    const output = await guest.run(
+      `
       D=$(readlink -f /dev/disk/by-path/*lun-0 | head -1); C=$(readlink -f /dev/disk/by-path/*lun-1 | head -1)
       echo D=$D C=$C
       sg_rtpg -d $D && echo RTPG_OK
@@ -90,19 +96,54 @@ describe("a Linux initiator", { timeout: 600_000 }, () => {
       sg_write_same --in=/dev/zero --lba=64 --num=64 --xferlen=512 $D && echo SAME_OK
       sg_xcopy if=$D of=$C count=128 bs=512 >/run/xcopy 2>&1 && echo XCOPY_OK || cat /run/xcopy
       sg_get_lba_status --lba=0 $D | head -3
-      sg_persist -n -o -G -S 0xabc $D && sg_persist -n -o -R -K 0xabc -T 5 $D && sg_persist -n -i -r $D && sg_persist -n -o -L -K 0xabc -T 5 $D && sg_persist -n -o -G -K 0xabc -S 0 $D && echo PERSIST_OK`);
+      sg_persist -n -o -G -S 0xabc $D && sg_persist -n -o -R -K 0xabc -T 5 $D && sg_persist -n -i -r $D && sg_persist -n -o -L -K 0xabc -T 5 $D && sg_persist -n -o -G -K 0xabc -S 0 $D && echo PERSIST_OK`,
+      SCRIPT_MS_MAX,
+    );
     for (const done of ["RTPG_OK", "CAW_OK", "MISCOMPARE_OK", "UNMAP_OK", "SAME_OK", "XCOPY_OK", "PERSIST_OK"])
       assert.ok(output.includes(done), `${done}\n${output}`);
   });
 
-  it("carries a file system through fio, growth, and a killed server", { timeout: 400_000 }, async () => {
+  it("fence_scsi keeps a fenced node from writing, and the operator lets it in again", async () => {
+    // Two nodes of a cluster, told apart by the portal that each of them comes by.
+    const output = await guest.run(
+      `
+      F=$(command -v fence_scsi); R=\${F%/usr/sbin/fence_scsi}
+      mkdir -p /run/py /run/cluster; touch /run/py/pycurl.py
+      export PYTHONPATH=/run/py:$R/usr/share/fence:$R/usr/lib/python3/dist-packages
+      set -- $(ls /dev/disk/by-path/*lun-1 | sort); A=$(readlink -f $1); B=$(readlink -f $2)
+      write() { dd if=/dev/zero of=$1 bs=4k count=1 oflag=direct 2>/dev/null && echo $2_WRITES || echo $2_REFUSED; }
+      $F -o on -n b -k b2 -d $B || exit 1
+      $F -o on -n a -k a1 -d $A || exit 1
+      sg_persist -n -i -k $A; sg_persist -n -i -r $A
+      write $A a; write $B b
+      $F -o off -n b -k b2 -d $A || exit 1
+      $F -o status -n b -k b2 -d $A || echo B_IS_OFF
+      write $A a; write $B b`,
+      SCRIPT_MS_MAX,
+    );
+    assert.match(output, /0xa1\b/);
+    assert.match(output, /0xb2\b/);
+    assert.match(output, /Write Exclusive, registrants only/);
+    assert.match(output, /B_IS_OFF/);
+    const writes = [...output.matchAll(/\b[ab]_(?:WRITES|REFUSED)/g)].map(([word]) => word);
+    assert.deepEqual(writes, ["a_WRITES", "b_WRITES", "a_WRITES", "b_REFUSED"], output);
+    const [reserved] = await server.json("reservations");
+    assert.equal(reserved.volume, "copy");
+    assert.match(await server.ashlar("reservations", "clear", "copy"), new RegExp(INITIATOR.replaceAll(".", "\\.")));
+    const free = await guest.run(
+      "dd if=/dev/zero of=$(ls /dev/disk/by-path/*lun-1 | sort | tail -1) bs=4k count=1 oflag=direct && echo FREE",
+    );
+    assert.match(free, /FREE/);
+  });
+
+  it("carries a file system through fio, growth, and a killed server", { timeout: 600_000 }, async () => {
     const writing = guest.run(
       `
       M=/dev/mapper/$(multipath -ll | awk '/dm-/ && /ASHLAR/ {print $1; exit}'); echo M=$M; multipath -ll $M
       mkfs.ext4 -q -F $M && mkdir -p /run/m && mount $M /run/m || exit 1
       fio --name=v --directory=/run/m --size=24M --rw=randwrite --bs=4k --iodepth=8 --ioengine=libaio --direct=1 --verify=crc32c --do_verify=1 --time_based=0 --output=/run/fio.log; S=$?; tail -3 /run/fio.log
       sync; umount /run/m; e2fsck -fn $M; echo FSCK=$? FIO=$S; [ $S = 0 ]`,
-      300_000,
+      SCRIPT_MS_MAX,
     );
     const commands = async (): Promise<number> =>
       (await server.json("sessions")).reduce((sum: number, one: { commands: number }) => sum + one.commands, 0);

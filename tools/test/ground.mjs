@@ -26,6 +26,7 @@ const PEERS = {
   iscsiadm: "open-iscsi",
   sg_inq: "sg3-utils",
   busybox: "busybox-static",
+  "/usr/bin/python3": "python3",
   tshark: "tshark",
   strace: "strace",
   openssl: "openssl",

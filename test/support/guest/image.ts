@@ -10,12 +10,13 @@ import { run } from "../program.ts";
 import { type Entry, packCpio } from "./cpio.ts";
 
 /** Goes up whenever something below changes what is made. */
-const IMAGE_VERSION = 2;
+const IMAGE_VERSION = 3;
 const SUITE = "bookworm-backports";
 const PACKAGES = [
   ..."busybox-static kmod libkmod2 udev libudev1 libdevmapper1.02.1".split(" "),
   ..."open-iscsi libopeniscsiusr libisns0 multipath-tools kpartx liburcu8 libaio1 libjson-c5".split(" "),
   ..."sg3-utils libsgutils2-1.46-2 nbd-client libnl-genl-3-200 libnl-3-200 nvme-cli libnvme1".split(" "),
+  ..."fence-agents python3-pexpect python3-ptyprocess".split(" "),
 ];
 /** What the initramfs must load before it sees the machine's root; all others come from there. */
 const EARLY_MODULES = ["virtio_pci", "virtio_net", "9pnet_virtio", "9p", "overlay"];
