@@ -52,7 +52,8 @@ const WAITING_RATIO = 0.05;
 const WAITING_SEGMENTS_MIN = 4;
 
 interface Run {
-  readonly index: number;
+  /** Where in the segment. */
+  readonly position: number;
   readonly block: number;
   readonly count: number;
 }
@@ -198,6 +199,10 @@ export class Cleaner {
     const at = memory.allocate(STEP_BLOCKS * BLOCK_BYTES);
     const headAt = memory.allocate(HEAD_BLOCKS_MAX * BLOCK_BYTES);
     segment.pins++;
+    // What lives within a step from block `from` on, of as many groups as that are: copied one by one, small groups would
+    // take as much room for the heads of their copies as cleaning them gains.
+    const runs: Run[] = [];
+    let from = 0;
     try {
       if (at === 0 || headAt === 0) return false;
       for (let block = 1; block < segment.used && segment.live > 0; ) {
@@ -221,19 +226,21 @@ export class Cleaner {
           if (entry.kind === EntryKind.DATA || entry.kind === EntryKind.MOVE) entries.push({ ...entry });
         });
         const first = block + head.headBlocks;
-        for (let step = 0; step < head.dataBlocks; step += STEP_BLOCKS) {
-          const status = yield* this.#copyStep(
-            segment,
-            first,
-            step,
-            Math.min(STEP_BLOCKS, head.dataBlocks - step),
-            entries,
-            at,
-          );
-          if (status !== "ok") return false;
-        }
+        for (const entry of entries)
+          for (let done = 0; done < entry.count; ) {
+            const position = first + entry.dataIndex + done;
+            if (runs.length === 0) from = position;
+            if (position >= from + STEP_BLOCKS) {
+              if ((yield* this.#copyRuns(segment, runs.splice(0), at)) !== "ok") return false;
+              continue;
+            }
+            const count = Math.min(entry.count - done, from + STEP_BLOCKS - position);
+            this.#liveRuns(runs, position, entry.block + done, count, locationOf(segment, position));
+            done += count;
+          }
         block = first + head.dataBlocks;
       }
+      if (segment.live > 0 && (yield* this.#copyRuns(segment, runs, at)) !== "ok") return false;
       return segment.live === 0;
     } finally {
       segment.pins--;
@@ -242,44 +249,20 @@ export class Cleaner {
     }
   }
 
-  /** Copies what lives among data blocks [from, from + count) of a group whose data begins at block `first`. */
-  *#copyStep(
-    segment: Segment,
-    first: number,
-    from: number,
-    count: number,
-    entries: readonly FoundEntry[],
-    at: number,
-  ): Task<Status> {
-    const runs: Run[] = [];
-    for (const entry of entries) {
-      const start = Math.max(from, entry.dataIndex);
-      const end = Math.min(from + count, entry.dataIndex + entry.count);
-      if (start < end)
-        this.#liveRuns(
-          runs,
-          start,
-          entry.block + (start - entry.dataIndex),
-          end - start,
-          locationOf(segment, first + start),
-        );
-    }
+  /** Copies runs that lie within `STEP_BLOCKS`, in their order. */
+  *#copyRuns(segment: Segment, runs: readonly Run[], at: number): Task<Status> {
     if (runs.length === 0) return "ok";
     const { env, checksums, log } = this.#set;
-    const fault = yield* transfer(
-      env.disk,
-      "read",
-      segment.file!,
-      (first + from) * BLOCK_BYTES,
-      at,
-      count * BLOCK_BYTES,
-    );
+    const from = runs[0]!.position;
+    const final = runs[runs.length - 1]!;
+    const length = (final.position + final.count - from) * BLOCK_BYTES;
+    const fault = yield* transfer(env.disk, "read", segment.file!, from * BLOCK_BYTES, at, length);
     if (fault !== undefined) {
       segment.damaged = true;
       return "medium";
     }
     for (const run of runs)
-      if (checksums.verify(segment, first + run.index, run.count, at + (run.index - from) * BLOCK_BYTES) < run.count) {
+      if (checksums.verify(segment, run.position, run.count, at + (run.position - from) * BLOCK_BYTES) < run.count) {
         // The one who reads it will be told; copying it would make it look right.
         segment.damaged = true;
         return "medium";
@@ -295,8 +278,8 @@ export class Cleaner {
         entry.kind = EntryKind.MOVE;
         entry.block = run.block;
         entry.count = run.count;
-        entry.at = at + (run.index - from) * BLOCK_BYTES;
-        entry.from = locationOf(segment, first + run.index);
+        entry.at = at + (run.position - from) * BLOCK_BYTES;
+        entry.from = locationOf(segment, run.position);
         log.submit(entry);
         this.copied += run.count;
       }
@@ -305,14 +288,14 @@ export class Cleaner {
   }
 
   /** Adds the runs of [block, block + count) that some version still has at `location` and on. */
-  #liveRuns(runs: Run[], index: number, block: number, count: number, location: Location): void {
+  #liveRuns(runs: Run[], position: number, block: number, count: number, location: Location): void {
     const alive = new Uint8Array(count);
     this.#set.tree.markAlive(block, count, location, alive);
     for (let start = 0; start < count; ) {
       let end = start + 1;
       if (alive[start] === 1) {
         while (end < count && alive[end] === 1) end++;
-        runs.push({ index: index + start, block: block + start, count: end - start });
+        runs.push({ position: position + start, block: block + start, count: end - start });
       }
       start = end;
     }

@@ -313,7 +313,8 @@ test("a volume that fits is overwritten on, though hosts fill the space before a
     rig.run(db, "write", offset, length, new Uint8Array(length).fill(count));
     assert.equal(rig.last.status, "ok", `write ${count}`);
   }
-  assert.ok(rig.finish(set.space()).disk <= 24 * segmentBytes);
+  // The first segment and checkpoints are counted when the limit is told anew, which it is not here.
+  assert.ok(rig.finish(set.space()).disk <= 26 * segmentBytes);
   // What is told anew counts: with nothing left, data is refused, and what frees space is not.
   limit.tell(24 * segmentBytes, -24 * segmentBytes);
   let status = "ok";
