@@ -105,7 +105,9 @@ class Host {
 
 const options = { segmentBlocks: 256, checkpointBytes: MIB };
 
-test("what was flushed survives a power cut at any moment", { timeout: ROUNDS * (1 + SUBSETS) * ROUND_MS_MAX }, async (scope) => {
+test("what was flushed survives a power cut at any moment", {
+  timeout: ROUNDS * (1 + SUBSETS) * ROUND_MS_MAX,
+}, async (scope) => {
   const disk = await LoggedDisk.make(tempFolder(scope), DISK_BYTES);
   const chance = new Chance(SEED);
   const env = new NodeEnv({ memoryBytes: 32 * MIB, log: quiet });
