@@ -17,15 +17,15 @@ import { during, type VersionSet } from "./version-set.ts";
 /** Blocks read and copied in one step: 512 KiB, about a millisecond of the lane. */
 const STEP_BLOCKS = 128;
 /**
- * Cleaning begins when dead blocks are more than this part of the live ones. That is the bound where space counts: when a
- * quarter of the disk or less is free, and when the set is at rest. While there is room, twice as much may be dead as
- * alive costs nothing but room, and every block that is overwritten before it is cleaned is a copy saved.
+ * Cleaning begins when dead blocks are more than this part of the live ones. That is the bound where space counts: when
+ * there is little room, and when the set is at rest. While there is room, three times as much may be dead as alive costs
+ * nothing but room, and every block that is overwritten before it is cleaned is a copy saved.
  */
 const DEAD_RATIO = 0.2;
-const DEAD_RATIO_ROOMY = 1;
+const DEAD_RATIO_ROOMY = 3;
 /** Where there is next to no room, waiting for more to die would mean to meet the end of the disk first. */
 const DEAD_RATIO_TIGHT = 0.05;
-/** With this part of the disk free, or more, there is room; in between, the bound moves evenly. */
+/** With this part of what the set has and could take free, or more, there is room; in between, the bound moves evenly. */
 const FREE_ROOMY = 0.5;
 const FREE_TIGHT = 0.25;
 /** However much is free, one set's dead blocks do not take more than this part of it. */
@@ -34,8 +34,14 @@ const FREE_PART_MAX = 0.1;
 const DEAD_SEGMENTS_MIN = 3;
 /** With less room than for so many segments, there is none to be generous with. */
 const TIGHT_SEGMENTS = 8;
-/** …and when it falls behind by this much, or there is room for few segments only, writes wait for it. */
-const BEHIND_RATIO = 0.07;
+/** …and when it falls behind by this much of its bound, or there is room for few segments only, writes wait for it. */
+const BEHIND_PART = 0.35;
+/**
+ * While it keeps up it rests after each step, for so many times what the step took: hosts' flushes wait for whatever else is
+ * written. The further behind, the shorter; half of the way to where writes wait, it does not rest any more.
+ */
+const REST_FACTOR = 3;
+const REST_MS_MAX = 20;
 const SCARCE_SEGMENTS = 4;
 /**
  * How much longer than the cleaner takes to gain a block, with room for 0, 1, … segments, and when it is just behind: below
@@ -65,6 +71,8 @@ export class Cleaner {
   /** What it takes to gain a block, of late, with all that happens in between. */
   #gainMs: Millis = GAIN_MS_GUESS;
   #lastEnd: Millis = 0;
+  /** Of the segment that is being cleaned: no part of its price. */
+  #restedMs: Millis = 0;
   #liveBlocks = 0;
   #deadBlocks = 0;
   #waiting = 0;
@@ -72,6 +80,9 @@ export class Cleaner {
   #free = Number.POSITIVE_INFINITY;
   /** Dead blocks in relation to live ones, beyond which cleaning begins. */
   #allowed = DEAD_RATIO;
+  #atRest = false;
+  /** Somebody waits for what it is at: it does not rest between steps. */
+  hurried = false;
 
   constructor(set: VersionSet) {
     this.#set = set;
@@ -102,6 +113,7 @@ export class Cleaner {
   *aim(atRest: boolean): Task<void> {
     const { options, store, segmentBlocks, log } = this.#set;
     this.#allowed = options.deadRatio ?? DEAD_RATIO;
+    this.#atRest = atRest;
     const space = yield* store.space();
     const available = space?.available ?? Number.POSITIVE_INFINITY;
     const segments = available / (segmentBlocks * BLOCK_BYTES);
@@ -110,9 +122,11 @@ export class Cleaner {
     if (options.deadRatio === undefined && this.#tight) this.#allowed = DEAD_RATIO_TIGHT;
     if (options.deadRatio !== undefined || this.#tight || atRest || log.segments.count < 2 * DEAD_SEGMENTS_MIN) return;
     if (space === undefined) return;
-    const free = space.available / space.total;
-    const roominess = Math.min(1, Math.max(0, (free - FREE_TIGHT) / (FREE_ROOMY - FREE_TIGHT)));
     this.#survey();
+    // Whatever else is on the disk does not count: room is what this set could still take, in relation to what it has.
+    const live = this.#liveBlocks * BLOCK_BYTES;
+    const free = space.available / Math.max(1, Math.min(space.total, space.available + live));
+    const roominess = Math.min(1, Math.max(0, (free - FREE_TIGHT) / (FREE_ROOMY - FREE_TIGHT)));
     const most = (space.available * FREE_PART_MAX) / BLOCK_BYTES / Math.max(this.#liveBlocks, segmentBlocks);
     this.#allowed = Math.max(DEAD_RATIO, Math.min(most, DEAD_RATIO + roominess * (DEAD_RATIO_ROOMY - DEAD_RATIO)));
   }
@@ -141,19 +155,31 @@ export class Cleaner {
    * out: then also while no segment is worth cleaning yet, for it is their writes that will make one so.
    */
   throttle(): void {
-    const behind = this.deadRatio > this.#allowed + BEHIND_RATIO;
+    const behind = this.deadRatio > this.#allowed * (1 + BEHIND_PART);
     const factor = HOLD_FACTORS[Math.min(SCARCE_SEGMENTS, Math.floor(this.#free))]!;
     const scarce = this.#free < SCARCE_SEGMENTS && this.isDue;
     this.#set.log.holdMs = scarce || (behind && this.#choose() !== undefined) ? factor * this.#gainMs : 0;
+  }
+
+  /** Leaves lane and disk to the hosts for a while after a step that took so long. */
+  *#rest(stepMs: Millis): Task<void> {
+    if (this.hurried || this.#atRest || this.#tight || this.#set.log.holdMs > 0) return;
+    const behind = (this.deadRatio / this.#allowed - 1) / (BEHIND_PART / 2);
+    const restMs = Math.min(REST_MS_MAX, REST_FACTOR * stepMs * (1 - Math.max(0, behind)));
+    if (restMs <= 0) return;
+    const began = this.#set.env.clock.now();
+    yield* perform(this.#set.breathe(restMs));
+    this.#restedMs += this.#set.env.clock.now() - began;
   }
 
   /** Takes note of what a segment's cleaning gained, so that hosts can be held to that pace. */
   #noteGain(begin: Millis, gained: number): void {
     const now = this.#set.env.clock.now();
     // A checkpoint after the segment before belongs to the price; a pause does not.
-    const took = now - Math.max(this.#lastEnd, begin - (now - begin));
+    const took = now - Math.max(this.#lastEnd, begin - (now - begin)) - this.#restedMs;
     this.#lastEnd = now;
-    this.#gainMs = Math.min(GAIN_MS_MAX, 0.5 * this.#gainMs + (0.5 * took) / Math.max(1, gained));
+    this.#restedMs = 0;
+    this.#gainMs = Math.min(GAIN_MS_MAX, 0.5 * this.#gainMs + (0.5 * Math.max(0, took)) / Math.max(1, gained));
   }
 
   /**
@@ -177,6 +203,7 @@ export class Cleaner {
     if (victim === undefined) return false;
     const begin = this.#set.env.clock.now();
     const copied = this.copied;
+    this.#restedMs = 0;
     const cleaned = yield* during(this.#set.options, "clean", this.#clean(victim));
     if (cleaned) this.#noteGain(begin, victim.used - (this.copied - copied));
     return cleaned;
@@ -231,7 +258,9 @@ export class Cleaner {
             const position = first + entry.dataIndex + done;
             if (runs.length === 0) from = position;
             if (position >= from + STEP_BLOCKS) {
+              const began = env.clock.now();
               if ((yield* this.#copyRuns(segment, runs.splice(0), at)) !== "ok") return false;
+              yield* this.#rest(env.clock.now() - began);
               continue;
             }
             const count = Math.min(entry.count - done, from + STEP_BLOCKS - position);

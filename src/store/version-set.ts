@@ -385,7 +385,12 @@ export class VersionSet implements LogUser {
   }
 
   reclaim(metadata: boolean, done: (gained: boolean) => void): void {
-    start(this.maintenance.run(this.#reclaim(metadata)), done, this.onBug);
+    this.cleaner.hurried = true;
+    const end = (gained: boolean): void => {
+      this.cleaner.hurried = this.#closing;
+      done(gained);
+    };
+    start(this.maintenance.run(this.#reclaim(metadata)), end, this.onBug);
   }
 
   *#reclaim(metadata: boolean): Task<boolean> {
@@ -620,10 +625,10 @@ export class VersionSet implements LogUser {
     return name === undefined ? undefined : this.version(name);
   }
 
-  /** As a step of a task: lets the lane do something else. */
-  breathe(): Effect<void> {
+  /** As a step of a task: lets the lane do something else, for a while. */
+  breathe(restMs: Millis = 0): Effect<void> {
     return (resume) => {
-      this.env.clock.alarm(() => resume()).at = this.env.clock.now();
+      this.env.clock.alarm(() => resume()).at = this.env.clock.now() + restMs;
     };
   }
 
@@ -876,7 +881,7 @@ export class VersionSet implements LogUser {
   }
 
   *#close(): Task<void> {
-    this.#closing = true;
+    this.#closing = this.cleaner.hurried = true;
     this.#alarm.at = Number.POSITIVE_INFINITY;
     yield* perform<void>((resume) => {
       if (this.#maintaining) this.#closeWaiters.push(resume);

@@ -28,9 +28,9 @@ import { Attribute, CommandFlag, DIGEST_BYTES, Opcode, RejectReason } from "#wir
 import { Asc, SamStatus } from "#wire/scsi/codes";
 import { ControlPdus } from "./iscsi-control.ts";
 import { OUTBOX_BYTES, Outbox } from "./iscsi-outbox.ts";
-import type { Resting, Rounds } from "./iscsi-rounds.ts";
 import type { IscsiSession } from "./iscsi-session.ts";
 import type { IscsiTask } from "./iscsi-task.ts";
+import type { Resting, Rounds } from "./rounds.ts";
 
 /** Bytes of a connection's receive buffer: a class of `Memory`. */
 const RECEIVE_BYTES = 33_280;

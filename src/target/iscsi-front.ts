@@ -17,11 +17,11 @@ import { AsyncEvent, LoginStatus } from "#wire/iscsi/codes";
 import { Asc } from "#wire/scsi/codes";
 import { CONNECTION_BYTES, type ConnectionHome, IscsiConnection } from "./iscsi-connection.ts";
 import { type Portal, portalSettings, portalsFor } from "./iscsi-portals.ts";
-import { Rounds } from "./iscsi-rounds.ts";
 import { IscsiSession, type SessionHome } from "./iscsi-session.ts";
 import { IscsiTask } from "./iscsi-task.ts";
 import { UnitRegistry } from "./iscsi-units.ts";
 import type { DeviceDirectory, ProtectionTable } from "./protection.ts";
+import { Rounds } from "./rounds.ts";
 
 /** How often it is looked who is silent. */
 const TICK_MS: Millis = 1000;

@@ -14,8 +14,9 @@ import { Answers } from "./nbd-answers.ts";
 import type { ConnectionEnd, ConnectionHome, EndReason, MemoryUser } from "./nbd-home.ts";
 import { Intake } from "./nbd-intake.ts";
 import { Replies } from "./nbd-slot.ts";
+import type { Resting, Rounds } from "./rounds.ts";
 
-export class NbdConnection implements Ear, MemoryUser {
+export class NbdConnection implements Ear, MemoryUser, Resting {
   readonly agreement: Agreement;
   readonly peer: string;
   readonly since: Millis;
@@ -23,6 +24,7 @@ export class NbdConnection implements Ear, MemoryUser {
   readonly #line: Line;
   readonly #export: OpenExport;
   readonly #meter: Meter;
+  readonly #rounds: Rounds;
   readonly #intake: Intake;
   readonly #answers: Answers;
   readonly #unwatch: () => void;
@@ -50,6 +52,7 @@ export class NbdConnection implements Ear, MemoryUser {
   ) {
     const { device } = opened;
     this.#env = home.env;
+    this.#rounds = home.rounds;
     this.#line = line;
     this.agreement = agreement;
     this.peer = peerName(line);
@@ -98,6 +101,7 @@ export class NbdConnection implements Ear, MemoryUser {
   drain(): void {
     if (this.#ending !== undefined) return;
     this.#intake.draining = true;
+    this.#intake.resting = false;
     if (!this.waiting && !this.overShare) this.#intake.takeAll(this.#env.clock.now());
     this.end("stopped", "the server is shutting down");
   }
@@ -159,14 +163,24 @@ export class NbdConnection implements Ear, MemoryUser {
     this.#look();
   }
 
+  /** Of `Rounds`. */
+  goOn(): void {
+    this.#intake.resting = false;
+    this.#pump();
+  }
+
   #pump(): void {
-    if (this.#lineClosed || this.waiting) return;
     const intake = this.#intake;
-    if (this.#ending === undefined) intake.takeAll(this.#env.clock.now());
+    if (this.#lineClosed || this.waiting || intake.resting) return;
+    if (this.#ending === undefined) {
+      if (this.#rounds.isFull) intake.resting = true;
+      else intake.takeAll(this.#env.clock.now());
+      if (intake.resting) this.#rounds.rest(this);
+    }
     if (intake.broken !== undefined) this.abort("violated", intake.broken);
     else if (intake.goodbye) this.end("stopped", "the client said goodbye");
     else if (this.#ending !== undefined) this.#look();
-    else if (!this.waiting && !this.overShare) intake.receive();
+    else if (!this.waiting && !this.overShare && !intake.resting) intake.receive();
   }
 
   /** Takes the next step of ending, if the connection ends and nothing stands in the way. */

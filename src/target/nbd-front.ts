@@ -33,6 +33,7 @@ import {
   RECEIVE_BYTES_SMALL,
 } from "./nbd-home.ts";
 import { EXTENTS_MAX, Slot } from "./nbd-slot.ts";
+import { Rounds } from "./rounds.ts";
 
 /** How often it is looked whether something stands still, while anything can. */
 const TICK_MS = 1000;
@@ -99,6 +100,7 @@ export interface NbdFrontFigures {
 
 export class NbdFront implements ConnectionHome, HandshakeHome {
   readonly env: Env;
+  readonly rounds: Rounds;
   readonly exports: ExportTable;
   readonly options: Required<Omit<NbdFrontOptions, "identity" | "handOver">> & {
     readonly identity: NbdFrontOptions["identity"];
@@ -137,6 +139,7 @@ export class NbdFront implements ConnectionHome, HandshakeHome {
 
   constructor(env: Env, exports: ExportTable, options: NbdFrontOptions = {}) {
     this.env = env;
+    this.rounds = new Rounds(env.turn);
     this.exports = exports;
     this.#handOver = options.handOver;
     const { size } = env.memory;

@@ -4,6 +4,7 @@ import type { Bytes } from "#base/units";
 import type { Extents } from "#device/device";
 import type { Env } from "#env/env";
 import type { Slot } from "./nbd-slot.ts";
+import type { Rounds } from "./rounds.ts";
 
 /** Receive buffers: what an idle connection has, and what one has that has filled it. Classes of `Memory`. */
 export const RECEIVE_BYTES_SMALL = 4608;
@@ -46,6 +47,7 @@ export interface MemoryUser {
 /** What a connection has of its front. */
 export interface ConnectionHome {
   readonly env: Env;
+  readonly rounds: Rounds;
   takeSlot(): Slot;
   giveSlot(slot: Slot): void;
   takePieces(): Pieces;

@@ -79,6 +79,8 @@ export class Intake {
   #contexts = 0;
   #now: Millis = 0;
 
+  /** Enough has been begun in this round (see `Rounds`): nothing more is taken in before `goOn`. */
+  resting = false;
   /** New requests are refused: the server is shutting down. */
   draining = false;
   /** The client has said goodbye; what it sends after that is not looked at. */
@@ -139,7 +141,7 @@ export class Intake {
   takeAll(now: Millis): void {
     this.#now = now;
     // The stages follow each other for as long as one of them gets on: a receive can hold many requests, or a part.
-    while (!this.goodbye && this.broken === undefined && this.#step());
+    while (!this.goodbye && !this.resting && this.broken === undefined && this.#step());
   }
 
   #step(): boolean {
@@ -503,6 +505,8 @@ export class Intake {
 
   #submit(slot: Slot): void {
     if (this.#stage === "header") this.#slot = undefined;
+    const { op } = slot;
+    if (op.kind === "read" && this.#home.rounds.begin(op.length)) this.resting = true;
     this.#answers.submit(slot);
   }
 
