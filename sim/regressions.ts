@@ -122,6 +122,11 @@ export const REGRESSIONS: readonly Regression[] = [
       "marks of zeroed parts that a killed server had not synced were not synced by the next one: parts were zeroed again",
   },
   {
+    seed: 900001002,
+    scenario: "damage",
+    found: "the checker itself: it damaged a segment that no group on the disk knew to have been flushed",
+  },
+  {
     seed: 124,
     scenario: "scp-shared",
     found: "what a server without power had acknowledged to an SCP host was lost, and the next flush ended well",

@@ -332,6 +332,12 @@ export class SimFileSystem implements PageHolder {
     if (durable !== ZERO_PAGE) inode.durablePages.set(index, durable === visible ? flipped : flip(durable));
   }
 
+  /** Each page of a file: as processes see it, or as the disk has it. */
+  *pagesOf(inode: Inode, of: "processes" | "disk"): Generator<{ index: number; bytes: Uint8Array<ArrayBuffer> }> {
+    for (const [index, page] of of === "disk" ? inode.durablePages : inode.pages)
+      if (page !== ZERO_PAGE) yield { index, bytes: this.#store.page(page) };
+  }
+
   /** All files under `path`, with their paths, in a fixed order. */
   files(path: string): { path: string; inode: Inode }[] {
     const found: { path: string; inode: Inode }[] = [];

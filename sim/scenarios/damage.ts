@@ -1,7 +1,8 @@
 /**
  * What is stored goes bad: bits flip, sectors cannot be read, files are gone or short. The engine reports exactly what it
- * cannot vouch for, and never returns it. (Damage to the newest three segments is left out: what was flushed last and is
- * torn cannot be told from what was never flushed.)
+ * cannot vouch for, and never returns it. (Damage to the end of the log is left out, the newest three segments and those
+ * with a group that no later one knows to be synced: what was flushed last and is torn cannot be told from what was never
+ * flushed.)
  */
 import type { Scenario } from "../scenario.ts";
 import { type EngineSetup, playEngine } from "../worlds/engine-world.ts";
@@ -10,7 +11,7 @@ import { drawSetup, drawWorkload, withTroubles } from "./engine-draw.ts";
 export const damage: Scenario<EngineSetup> = {
   name: "damage",
   about: "bit rot, bad sectors, missing and short files, read errors",
-  budget: "damage to anything but the newest three segments; kills and power cuts; data may be lost, but not silently",
+  budget: "damage to anything but the end of the log; kills and power cuts; data may be lost, but not silently",
   weight: 2,
   draw: (chance) => {
     const actions = drawWorkload(chance, { actions: [40, 150], io: 100, control: 10, crashes: 2, reopens: 2 });

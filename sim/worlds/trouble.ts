@@ -1,6 +1,8 @@
 /** What goes wrong with a node's disk while a world runs. */
+
+import { decodeGroup, type GroupHead } from "#store/format";
 import { Chance } from "../env/chance.ts";
-import { SECTOR_BYTES } from "../env/file-system.ts";
+import { type Inode, SECTOR_BYTES, type SimFileSystem } from "../env/file-system.ts";
 import type { SimNode } from "../env/sim-node.ts";
 import type { Trouble } from "../script.ts";
 
@@ -70,10 +72,7 @@ function damageFiles(node: SimNode, directory: string, trouble: Damage, excuses:
     .files(directory)
     .filter(({ path, inode }) => path.includes(trouble.of) && inode.size > 0)
     .sort((a, b) => (a.path < b.path ? -1 : 1));
-  // Damage to the very end of the log cannot be told from a write that was never flushed: the segment being written, the
-  // one before it, and the one that has been made ahead.
-  const log = found.filter(({ path }) => path.includes("segment-")).slice(-3);
-  for (const end of log) found.splice(found.indexOf(end), 1);
+  for (const end of endOfLog(files, found)) found.splice(found.indexOf(end), 1);
   if (found.length === 0) return;
   excuses.damage = true;
   const { path, inode } = chance.pick(found);
@@ -105,6 +104,30 @@ function damageFiles(node: SimNode, directory: string, trouble: Damage, excuses:
       files.truncate(inode, chance.below(inode.size));
       return;
   }
+}
+
+interface Found {
+  readonly path: string;
+  readonly inode: Inode;
+}
+
+/**
+ * The segments in which damage cannot be told from a write that was never flushed: the one being written, the one before
+ * it, the one that has been made ahead, and all with a group that no group on the disk says to have been synced.
+ */
+function endOfLog(files: SimFileSystem, found: readonly Found[]): Found[] {
+  const log = found.filter(({ path }) => path.includes("segment-"));
+  const heads = ({ path, inode }: Found, of: "processes" | "disk"): GroupHead[] => {
+    const number = Number.parseInt(path.slice(path.lastIndexOf("-") + 1), 16);
+    return [...files.pagesOf(inode, of)].flatMap(({ index, bytes }) => {
+      const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+      const head = decodeGroup(view, 0, number, index, Number.POSITIVE_INFINITY);
+      return head !== undefined && head.synced < head.group ? [head] : [];
+    });
+  };
+  const synced = Math.max(0, ...log.flatMap((one) => heads(one, "disk").map((head) => head.synced)));
+  const newest = log.map((one) => Math.max(0, ...heads(one, "processes").map(({ group }) => group)));
+  return log.filter((_, index) => index >= log.length - 3 || newest[index]! > synced);
 }
 
 const damagedCheckpoints = new WeakMap<SimNode, string>();
