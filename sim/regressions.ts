@@ -122,6 +122,12 @@ export const REGRESSIONS: readonly Regression[] = [
       "marks of zeroed parts that a killed server had not synced were not synced by the next one: parts were zeroed again",
   },
   {
+    seed: 700050207,
+    scenario: "failing-disk",
+    found:
+      "a sync of two segments had failed for one, and another that ended before it answered for what that had lost",
+  },
+  {
     seed: 900001002,
     scenario: "damage",
     found: "the checker itself: it damaged a segment that no group on the disk knew to have been flushed",

@@ -35,13 +35,13 @@ class Sync {
   pending = 0;
   /** Groups up to this one will be on stable storage. */
   target = 0;
-  fault: DiskFault | undefined;
   startedAt: Millis = 0;
 
-  constructor(place: number, ended: (sync: Sync) => void) {
+  /** `failed` is told of a fault at once, also while other segments are still being synced. */
+  constructor(place: number, failed: (fault: DiskFault) => void, ended: (sync: Sync) => void) {
     this.place = place;
     this.#ended = (op) => {
-      if (op.fault !== undefined) this.fault = op.fault;
+      if (op.fault !== undefined) failed(op.fault);
       this.#ops.push(op);
       if (--this.pending === 0) ended(this);
     };
@@ -75,6 +75,8 @@ export class Syncer {
   #told: Waiter[] = [];
   readonly #spares: Waiter[] = [];
   #stopped = false;
+  /** What was to be synced may be lost, and with it what another sync that still runs says is there. */
+  #failed = false;
   /** Since the set was opened. */
   count = 0;
   msMax: Millis = 0;
@@ -85,7 +87,14 @@ export class Syncer {
     this.#store = store;
     this.#onFault = onFault;
     this.#onIdle = onIdle;
-    for (let place = 0; place < SYNCS_MAX; place++) this.#syncs.push(new Sync(place, (sync) => this.#onEnded(sync)));
+    for (let place = 0; place < SYNCS_MAX; place++)
+      this.#syncs.push(
+        new Sync(
+          place,
+          (fault) => this.#onFailed(fault),
+          (sync) => this.#onEnded(sync),
+        ),
+      );
   }
 
   /** All up to `group` has been there, and was synced, before this run. */
@@ -152,7 +161,6 @@ export class Syncer {
 
   #start(sync: Sync): void {
     sync.target = this.#target = this.appended;
-    sync.fault = undefined;
     sync.startedAt = this.#env.clock.now();
     sync.pending = this.#dirty.length;
     this.#running++;
@@ -168,6 +176,12 @@ export class Syncer {
     }
   }
 
+  #onFailed(fault: DiskFault): void {
+    if (this.#failed || canary.armed === "retry-failed-sync") return;
+    this.#failed = true;
+    this.#onFault(fault);
+  }
+
   #onEnded(sync: Sync): void {
     this.#running--;
     for (const segment of sync.segments) {
@@ -175,9 +189,8 @@ export class Syncer {
       segment.syncs--;
     }
     this.msMax = Math.max(this.msMax, this.#env.clock.now() - sync.startedAt);
-    if (sync.fault !== undefined && canary.armed !== "retry-failed-sync") {
+    if (this.#failed) {
       sync.segments.length = 0;
-      this.#onFault(sync.fault);
       this.#onIdle();
       return;
     }
