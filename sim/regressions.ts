@@ -122,6 +122,12 @@ export const REGRESSIONS: readonly Regression[] = [
       "marks of zeroed parts that a killed server had not synced were not synced by the next one: parts were zeroed again",
   },
   {
+    seed: 720002270,
+    scenario: "failing-disk",
+    found:
+      "a write beyond where a volume had grown to, since the part of the log in which it grew was missing, was mapped at another block",
+  },
+  {
     seed: 700050207,
     scenario: "failing-disk",
     found:

@@ -553,6 +553,8 @@ export class VersionMap {
     location: Location,
     dropped: (block: number, length: number, location: Location) => void,
   ): void {
+    // Where a part of the log is missing, a volume may not have grown to where it was written to.
+    this.grow(block + length);
     this.#own();
     const { leaves } = this.directory;
     while (length > 0) {
