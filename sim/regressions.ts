@@ -148,4 +148,19 @@ export const REGRESSIONS: readonly Regression[] = [
     scenario: "scp-shared",
     found: "a command for a device that was deleted reached the one that had got its unit number",
   },
+  {
+    seed: 700032079,
+    scenario: "scp-shared",
+    found: "the checker itself: a right was taken away and given back before the host had heard of the first",
+  },
+  {
+    seed: 700045512,
+    scenario: "scp-shared",
+    found: "a COMPARE_WRITE of unknown fate that had been done, and read, was lost with the server's power",
+  },
+  {
+    seed: 700051090,
+    scenario: "scp-shared",
+    found: "as 700045512; and an older write was repeated over what the COMPARE_WRITE had left",
+  },
 ];

@@ -50,6 +50,9 @@ export class SharedDevice {
   /** What each host may do with it, and how often that has changed. */
   readonly rights: Right[];
   readonly epochs: number[];
+  /** How often each host has lost its right, and the units that it gave up late, when it had been given another right. */
+  readonly withdrawals: number[];
+  readonly givenUp: Set<BlockDevice>[];
 
   constructor(unit: number, setup: DeviceSetup, ticks: Ticks, rights: readonly Right[]) {
     this.unit = unit;
@@ -60,6 +63,8 @@ export class SharedDevice {
     this.history = new History(ticks);
     this.rights = [...rights];
     this.epochs = rights.map(() => 0);
+    this.withdrawals = rights.map(() => 0);
+    this.givenUp = rights.map(() => new Set());
   }
 
   /** Something has changed for everybody. */
@@ -240,6 +245,7 @@ export class SharedServer {
     if (device.rights[host] === right) return;
     device.rights[host] = right;
     device.epochs[host]!++;
+    if (right === "none") device.withdrawals[host]!++;
     this.#loadRights();
   }
 

@@ -8,6 +8,7 @@ import { start, type Task } from "#base/task";
 import type { Millis } from "#base/units";
 import { CHANGES } from "#device/guard";
 import { SCP_SETTINGS_DEFAULT, ScpHost } from "#initiator/scp-host";
+import type { ScpUnit } from "#initiator/scp-unit";
 import { Version } from "#wire/scp/codes";
 import type { PowerCut } from "../env/file-system.ts";
 import type { SimNode } from "../env/sim-node.ts";
@@ -65,7 +66,7 @@ type Crash = Extract<Action, { do: "kill" } | { do: "cut-power" }>;
 /** A unit as a host sees it when it sends something to it. */
 class UnitTarget implements Target {
   readonly name: string;
-  readonly device: Target["device"];
+  readonly device: ScpUnit;
   readonly history: Target["history"];
   readonly frozen = undefined;
   readonly shared: SharedDevice;
@@ -74,7 +75,7 @@ class UnitTarget implements Target {
   /** Whether the host knew its right when it sent. */
   readonly #wasKnown: boolean;
 
-  constructor(shared: SharedDevice, host: number, device: Target["device"]) {
+  constructor(shared: SharedDevice, host: number, device: ScpUnit) {
     this.name = `${shared.name} by ${hostName(host)}`;
     this.device = device;
     this.history = shared.history;
@@ -94,6 +95,12 @@ class UnitTarget implements Target {
   /** An answer that speaks of a right can only speak of the present one. */
   get isCertain(): boolean {
     return this.isSettled && this.#wasKnown;
+  }
+  /** The host has heard late that its right was taken away: one unit is over for each time that it was. */
+  get isWithdrawn(): boolean {
+    const { device, shared, host } = this;
+    if (!device.isGone) return false;
+    return shared.givenUp[host]!.add(device).size <= shared.withdrawals[host]!;
   }
 }
 
@@ -454,6 +461,7 @@ export class ScpSharedWorld {
     if (status === "failed" && io.kind === "compare-write") return "unknown";
     if (status === "denied" && CHANGES[io.kind] && isCertain && right === "read-only") return "refused";
     if ((status === "denied" || status === "gone") && (!isCertain || right === "none")) return "unknown";
+    if (status === "gone" && target.isWithdrawn) return "unknown";
     throw new Violation(`a ${io.kind} of ${target.name} (${right}) ends with "${status}"`);
   }
 

@@ -403,11 +403,6 @@ export class ScpHost {
       const agent = this.#choose();
       if (agent === undefined) break;
       const piece = queue.shift()!;
-      // Whatever it was sent over has been fenced by now.
-      if (piece.isDoomed) {
-        this.#settle(piece, "failed", 0);
-        continue;
-      }
       if (piece.code === Op.FLUSH) piece.mark = piece.work.device.kept.mark;
       this.#inFlight++;
       agent.take(piece);
@@ -445,6 +440,9 @@ export class ScpHost {
       piece.notBefore = this.#env.clock.now() + LATER_MS;
       this.#later.add(piece);
       this.#wake();
+    } else if (piece.isDoomed) {
+      if (status === "ok") this.#fateIsSealed(piece);
+      this.#settle(piece, "failed", 0);
     } else this.#settle(piece, status === "ok" ? this.#acknowledged(piece) : status, result);
     if (this.#waiting > 0) this.#env.turn.soon(this.#pump);
   }
@@ -485,6 +483,13 @@ export class ScpHost {
     }
   }
 
+  /** Whatever became of it is on stable storage: no older change may be repeated over it. */
+  #fateIsSealed({ work, mark }: ScpPiece): void {
+    const { kept, isGone } = work.device;
+    // That something was lost is for a flush of the application's to say.
+    if (!isGone && !kept.flushed(mark)) kept.lose();
+  }
+
   #settle(piece: ScpPiece, status: Status, result: number): void {
     const { work } = piece;
     if (status !== "ok" && work.status === "ok") {
@@ -522,8 +527,7 @@ export class ScpHost {
 
   /** Nothing of its first attempt can happen any more, or cannot before the next one. */
   #repeat(piece: ScpPiece): void {
-    // Done twice, it could find its own work and call it a difference: its fate cannot be told any more.
-    piece.isDoomed = piece.code === Op.COMPARE_WRITE;
+    if (piece.code === Op.COMPARE_WRITE) doom(piece);
     this.#requeue(piece);
   }
 
@@ -979,4 +983,17 @@ export class ScpHost {
     this.#fencing.clear();
     for (const { piece } of waiting) this.#settle(piece, status, 0);
   }
+}
+
+/**
+ * A compare-and-write that is done twice could find its own work and call it a difference: its fate cannot be told any
+ * more, and it fails. What is read then must be what it is: a flush goes in its place, so that a server that loses its
+ * power cannot take back what it may have done, and what somebody may have read.
+ */
+function doom(piece: ScpPiece): void {
+  piece.isDoomed = true;
+  piece.code = Op.FLUSH;
+  piece.flags = 0;
+  piece.offset = piece.length = 0;
+  piece.outBytes = piece.inBytes = 0;
 }

@@ -38,7 +38,7 @@ export class ScpPiece {
   agent: ScpAgent | undefined = undefined;
   /** It repeats what a restarted server has forgotten, and goes before all others: as part of this. */
   replay: Replay | undefined = undefined;
-  /** Nobody knows whether it was done, and it cannot be repeated: it fails once nothing of it can happen any more. */
+  /** Nobody knows whether it was done, and it cannot be repeated: a flush now, it fails when that has been answered. */
   isDoomed = false;
   /** Of a flush: what had been acknowledged when it was sent. */
   mark = 0;
