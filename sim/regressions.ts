@@ -163,4 +163,9 @@ export const REGRESSIONS: readonly Regression[] = [
     scenario: "scp-shared",
     found: "as 700045512; and an older write was repeated over what the COMPARE_WRITE had left",
   },
+  {
+    seed: 700002078,
+    scenario: "scp-shared",
+    found: "the checker itself: what was a host's own part of a device was another's when the device had grown",
+  },
 ];

@@ -437,10 +437,12 @@ export class ScpSharedWorld {
     if (kind === undefined) return;
     // Near the end as well, where a device that has grown is new.
     const size = Math.min(device.size, unit.size) / device.blockSize;
-    const all = Math.min(this.#setup.blocks, size);
+    const all = Math.min(this.#setup.blocks, this.#isSplit ? device.setup.size / device.blockSize : size);
     const window = this.#isSplit ? Math.floor(all / this.#sides.length) : all;
-    if (window === 0) return;
-    const base = (drawn.area % 4 === 0 && size >= 2 * all ? size - all : 0) + (this.#isSplit ? index * window : 0);
+    if (window === 0 || size < all) return;
+    // Whose a block is does not change when the device grows, nor with what a host knows of its size.
+    const last = this.#isSplit ? (Math.floor(size / all) - 1) * all : size - all;
+    const base = (drawn.area % 4 === 0 && size >= 2 * all ? last : 0) + (this.#isSplit ? index * window : 0);
     const block = base + (offset % window);
     const end = this.#isSplit ? base + window : size;
     const length = Math.max(1, Math.min(count, end - block, IO_BLOCKS_MAX));
