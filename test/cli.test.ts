@@ -73,6 +73,25 @@ suite("the command line", async () => {
     assert.deepEqual(await content("copy"), one);
   });
 
+  test("what a host uses keeps its name, its content and itself; a host that is leaving holds nothing up", async (t) => {
+    const server = await Server.start(t);
+    await server.ashlar("volume", "create", "db", "--size", "64M");
+    await server.ashlar("snapshot", "create", "db@a");
+    const staying = await TestClient.open(server.nbd, "db");
+    for (const [what, ...args] of [
+      ["rename", "volume", "rename", "db", "other"],
+      ["roll back", "rollback", "db@a"],
+    ]) {
+      const { status, stderr } = await server.ashlarAny(args);
+      assert.equal(status, 5, stderr);
+      assert.match(stderr, new RegExp(`Cannot ${what} "db": a host is using it`));
+    }
+    const renamed = server.ashlar("volume", "rename", "db", "other");
+    setTimeout(() => staying.close(), 300);
+    await renamed;
+    await server.ashlar("rollback", "other@a");
+  });
+
   test("space is told per volume and snapshot", async (t) => {
     const server = await Server.start(t);
     const path = join(tempFolder(t), "image");

@@ -40,6 +40,9 @@ interface RunningFront {
 
 /** Version sets that a lane opens at a time. */
 const OPENING_MAX = 16;
+/** How long a change that no host may see waits for those that are leaving, and how often it looks. */
+const LEAVING_MS = 1000;
+const LOOK_MS = 10;
 
 export class Lane {
   readonly #env: Env;
@@ -166,16 +169,23 @@ export class Lane {
   }
 
   *#changeSet(set: OpenSet, change: SetChange): Task<SetFacts> {
-    if (change.kind === "rollback") this.#refuseInUse(change.to.slice(0, change.to.indexOf("@")), "roll back");
-    if (change.kind === "rename") this.#refuseInUse(change.name, "rename");
-    if (change.kind === "remove" && !change.force) this.#refuseInUse(change.name, "delete");
+    if (change.kind === "rollback") yield* this.#refuseInUse(change.to.slice(0, change.to.indexOf("@")), "roll back");
+    if (change.kind === "rename") yield* this.#refuseInUse(change.name, "rename");
+    if (change.kind === "remove" && !change.force) yield* this.#refuseInUse(change.name, "delete");
     yield* set.change(change);
     this.#publish(set);
     return this.#factsOf(set);
   }
 
-  #refuseInUse(name: string, what: string): void {
-    const connections = this.#connectionsTo(name);
+  /** Hosts that have just said goodbye may not be gone yet: "copy, then rename" must not depend on who is faster. */
+  *#refuseInUse(name: string, what: string): Task<void> {
+    const { clock } = this.#env;
+    const patience = clock.now() + LEAVING_MS;
+    let connections = this.#connectionsTo(name);
+    for (; connections > 0 && clock.now() < patience; connections = this.#connectionsTo(name))
+      yield* perform<void>((resume) => {
+        clock.alarm(() => resume()).at = clock.now() + LOOK_MS;
+      });
     if (connections === 0) return;
     const hosts = connections === 1 ? "a host is" : `${connections} connections of hosts are`;
     const hint = what === "delete" ? "Disconnect the hosts first, or use --force." : "Disconnect the hosts first.";
