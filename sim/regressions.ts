@@ -168,4 +168,14 @@ export const REGRESSIONS: readonly Regression[] = [
     scenario: "scp-shared",
     found: "the checker itself: what was a host's own part of a device was another's when the device had grown",
   },
+  {
+    seed: 700078340,
+    scenario: "scp-shared",
+    found: "a version 1 host without units never noticed that its server had been restarted while it was cut off",
+  },
+  {
+    seed: 700125938,
+    scenario: "iscsi",
+    found: "the checker itself: a reset whose session was over still waited for another host's write",
+  },
 ];

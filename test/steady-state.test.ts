@@ -172,6 +172,7 @@ class Parrot implements Line {
     this.sends++;
     this.sentBytes += pieces.total;
   }
+  keepAlive(): void {}
   close(): void {
     this.ear.onClosed("stopped");
   }

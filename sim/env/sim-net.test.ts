@@ -114,6 +114,32 @@ test("a killed process ends its lines, and a machine without power does not", ()
   back.world.end();
 });
 
+test("a silent line that is kept alive ends when the other side is gone, and only then", () => {
+  const alive = pair(3);
+  alive.nearLine.keepAlive(10_000);
+  alive.world.network.cut(alive.world.node("client"), alive.world.node("server"), true);
+  alive.world.run(12_000);
+  alive.world.network.healAll();
+  alive.world.run(100_000);
+  assert.deepEqual(alive.near.said, []);
+  alive.world.end();
+
+  const dark = pair(3);
+  dark.nearLine.keepAlive(10_000);
+  dark.server.node.losePower(POWER_CUTS.allLost);
+  dark.world.run(25_000);
+  assert.deepEqual(dark.near.said, ["closed broken"]);
+  dark.world.end();
+
+  const back = pair(3);
+  back.nearLine.keepAlive(10_000);
+  back.server.node.losePower(POWER_CUTS.allLost);
+  back.server.node.start();
+  back.world.run(15_000);
+  assert.deepEqual(back.near.said, ["closed reset"]);
+  back.world.end();
+});
+
 test("what a partition holds up arrives when it heals, and a long one ends the line", () => {
   for (const span of [1000, 100_000]) {
     const { world, near, far } = pair(4);

@@ -15,6 +15,8 @@ import type { SimProcess } from "./sim-process.ts";
 
 const DIAL_TIMEOUT_MS = 120_000;
 const TLS_TIMEOUT_MS = 10_000;
+/** How long probes of a silent connection go unanswered until it is given up. */
+const PROBING_MS = 10_000;
 const NUMERIC = /^[\d.]+$|:/;
 const WELL_KNOWN_LOCAL = ["0.0.0.0", "::", "localhost", "127.0.0.1", "::1"];
 
@@ -234,6 +236,10 @@ export class SimLine implements Line {
     this.process.plan(0, () => this.#pump());
   }
 
+  keepAlive(idleMs: Millis): void {
+    this.#planProbe(idleMs, false);
+  }
+
   close(): void {
     if (this.isOver) return;
     const hasUnread = this.#arrivedBytes + this.#underWayBytes > 0;
@@ -368,6 +374,21 @@ export class SimLine implements Line {
       this.#underWay = [];
       this.#underWayBytes = 0;
       other.fail("broken");
+    });
+  }
+
+  /** What the machine does on its own, also for a process that is paused. */
+  #planProbe(idleMs: Millis, isSuspect: boolean): void {
+    const { world, node } = this.process;
+    const { network } = world;
+    world.plan(isSuspect ? PROBING_MS : idleMs, () => {
+      if (this.isOver || this.process.dead) return;
+      const far = this.other.#node;
+      const isCut = network.isCut(node, far, this.#net) || network.isCut(far, node, this.#net);
+      const isUnheard = isCut || !far.isUp || this.#isDeaf || this.other.#isDeaf;
+      if (isUnheard && isSuspect) this.fail("broken");
+      else if (!isUnheard && this.other.isOver && this.#finAfter === "nothing") this.fail("reset");
+      else this.#planProbe(idleMs, isUnheard);
     });
   }
 

@@ -37,6 +37,14 @@ export interface Attention {
   /** The session that it was raised for. */
   readonly session: number;
 }
+/**
+ * What raises an attention was sent on a session that is over: it may still come as long as commands run that it ends, of
+ * any host; and those are over when each host has a new session.
+ */
+export interface Orphan {
+  readonly attention: Attention;
+  readonly waitsFor: Set<IscsiPort>;
+}
 /** What a new nexus is greeted with: SAM-5 §5.14, "power on" and "I_T nexus loss". */
 const GREETINGS: readonly number[] = [Asc.POWER_ON_OR_RESET, Asc.NEXUS_LOSS];
 const NEVER = Number.POSITIVE_INFINITY;
@@ -113,7 +121,7 @@ export class IscsiPort implements BlockDevice {
   attribute: CommandAttribute = "simple";
   readonly #shared: Shared;
   #attentions: Attention[] = [];
-  #orphans: Attention[] = [];
+  #orphans: Orphan[] = [];
   /** Commands that were told to come again, and have not gone yet. */
   readonly #resting = new Set<Run>();
 
@@ -134,7 +142,10 @@ export class IscsiPort implements BlockDevice {
         this.#attentions = this.#attentions.filter(({ isOpen }) => isOpen);
       },
       onSession: () => {
-        for (const orphan of this.#orphans.splice(0)) orphan.isOpen = false;
+        for (const { attention, waitsFor } of this.#orphans.splice(0)) {
+          waitsFor.delete(this);
+          if (waitsFor.size === 0) attention.isOpen = false;
+        }
         const sure = this.#attentions.some(({ asc }) => isReset(asc)) ? NEVER : shared.ticks.next();
         this.#attentions.unshift({
           asc: Asc.POWER_ON_OR_RESET,
@@ -191,9 +202,9 @@ export class IscsiPort implements BlockDevice {
     if (!isMoot && !attention.isInDoubt) attention.sure = this.#shared.ticks.next();
   }
 
-  /** What raises it was sent on a session that is over: until the next one stands, it may still come. */
-  orphan(attention: Attention): void {
-    this.#orphans.push(attention);
+  /** A session of this port is one that `orphan` waits for. */
+  orphan(orphan: Orphan): void {
+    this.#orphans.push(orphan);
   }
 
   /** A command has ended: no attention may have waited for it, unless another command in flight has heard it. */

@@ -377,7 +377,7 @@ export class IscsiWorld {
         if (response !== undefined && response !== COMPLETE && !(response === NO_TASK && what === "abort-task"))
           throw new Violation(`${what} is answered with ${response}`);
         for (const [other, attention] of told)
-          if (response === undefined) port.orphan(attention);
+          if (response === undefined) this.#orphan(attention);
           else other.settle(attention, what === "lun-reset");
       },
     };
@@ -386,6 +386,11 @@ export class IscsiWorld {
     if (what === "clear-task-set")
       for (const other of this.#ports)
         if (other !== port) told.push([other, other.expect(Asc.COMMANDS_CLEARED_BY_ANOTHER)]);
+  }
+
+  #orphan(attention: Attention): void {
+    const waitsFor = new Set(this.#ports);
+    for (const port of this.#ports) port.orphan({ attention, waitsFor });
   }
 
   /* ------------------------------------------------------------ reservations */

@@ -164,6 +164,11 @@ export interface Line {
   /** Sends all of `pieces`; they, and what they point to, belong to the line until `ear.onSent()`. */
   send(pieces: Pieces): void;
   /**
+   * When nothing has come for `idleMs` (whole seconds), the other machine is asked whether the connection still exists;
+   * without an answer for some ten seconds, the line ends. Without this, it takes hours until that is known.
+   */
+  keepAlive(idleMs: Millis): void;
+  /**
    * Ends the line: nothing but `ear.onClosed` follows, once nothing in flight touches memory any more. Calling it twice
    * is fine.
    */

@@ -46,6 +46,8 @@ const STAGGER_MS = 60;
 const DIAL_MS = 3_000;
 /** From the connection to the first configuration: the server may first have to fence what we left there. */
 const ANSWER_MS = 5_000;
+/** A connection of version 1 that has been silent for so long is asked whether it still exists. */
+const KEEP_ALIVE_MS = 10_000;
 /** Local ports below 1024 that we try, from the top. */
 const LOCAL_PORT_MIN = 512;
 const LOCAL_PORT_TRIES = 64;
@@ -181,6 +183,8 @@ export class ScpLink {
         onConfigured: (configured) => {
           this.#alarm.at = Number.POSITIVE_INFINITY;
           this.heardAt = env.clock.now();
+          // Version 1 has no question to ask of a server that may be gone without having been able to say so.
+          if (this.configured === undefined && configured.version === Version.ONE) line.keepAlive(KEEP_ALIVE_MS);
           this.configured = configured;
           if (!this.#over) this.#owner.onConfigured(configured);
         },

@@ -1,5 +1,6 @@
 /** Contract of `Env.net`. */
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
 import { describe, test } from "node:test";
 import { perform, type Task } from "#base/task";
 import { MIB } from "#base/units";
@@ -37,6 +38,22 @@ export function netContract(name: string, abilities: Abilities, make: () => Grou
       assert.equal(far.line.peer.localPort, listener.address.port);
       assert.equal(near.line.peer.tlsName, "");
       yield* near.close();
+      yield* far.close();
+      listener.close();
+    });
+
+    claim("a silent connection that is to be kept alive stays, and its probes are armed", function* (ground) {
+      const { listener, near, far } = yield* connected(ground);
+      near.line.keepAlive(7_000);
+      yield* near.say("hello");
+      assert.equal(yield* far.hearAll(5), "hello");
+      yield* perform(pause(ground.env, 10));
+      // The kernel tells which timer of a connection runs (2: keep-alive), and when it ends (hundredths of a second).
+      const timer = name === "sim" ? undefined : tcpTimer(near.line.peer.localPort);
+      if (timer !== undefined)
+        assert.ok(timer.kind === 2 && timer.ms > 1_000 && timer.ms <= 7_100, JSON.stringify(timer));
+      yield* near.close();
+      near.line.keepAlive(7_000);
       yield* far.close();
       listener.close();
     });
@@ -274,4 +291,17 @@ export function netContract(name: string, abilities: Abilities, make: () => Grou
       });
     }
   });
+}
+
+/** The timer that runs for this machine's connection with local port `port`: of IPv4 or IPv6. */
+function tcpTimer(port: number): { kind: number; ms: number } {
+  const wanted = `:${port.toString(16).toUpperCase().padStart(4, "0")}`;
+  for (const file of ["/proc/net/tcp", "/proc/net/tcp6"])
+    for (const line of readFileSync(file, "utf8").split("\n")) {
+      const [, local, , , , timer] = line.trim().split(/\s+/);
+      if (local?.endsWith(wanted) !== true || timer === undefined) continue;
+      const [kind, ticks] = timer.split(":");
+      return { kind: Number(kind), ms: Number.parseInt(ticks!, 16) * 10 };
+    }
+  throw new Error(`no connection has port ${port}`);
 }

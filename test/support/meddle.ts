@@ -49,6 +49,9 @@ export class MeddledLine implements Line {
   send(pieces: Pieces): void {
     this.#line.send(pieces);
   }
+  keepAlive(idleMs: number): void {
+    this.#line.keepAlive(idleMs);
+  }
   close(): void {
     this.#line.close();
   }

@@ -174,6 +174,8 @@ export class StillLine implements Line {
     this.#take();
   }
 
+  keepAlive(): void {}
+
   close(): void {
     this.#end("stopped");
   }

@@ -4,6 +4,7 @@
  */
 import type { Socket } from "node:net";
 import type { Memory, Pieces } from "#base/memory";
+import type { Millis } from "#base/units";
 import type { Ear, Line, LineEnd, Peer } from "../env.ts";
 import { codeOf, isReset } from "../faults.ts";
 
@@ -56,6 +57,10 @@ export class NodeLine implements Line {
       else this.socket.write(view, this.#onSent);
     }
     this.socket.uncork();
+  }
+
+  keepAlive(idleMs: Millis): void {
+    this.socket.setKeepAlive(true, idleMs);
   }
 
   close(): void {

@@ -116,6 +116,8 @@ export const SOL_SOCKET = 1;
 export const SO = { REUSEADDR: 2, ERROR: 4, KEEPALIVE: 9, ACCEPTCONN: 30, DOMAIN: 39 } as const;
 export const IPPROTO = { TCP: 6, IPV6: 41 } as const;
 export const TCP_NODELAY = 1;
+/** Seconds before the first probe and between probes, and how many go unanswered. */
+export const TCP_KEEP = { IDLE: 4, INTERVAL: 5, COUNT: 6 } as const;
 export const IPV6_V6ONLY = 26;
 export const IP_BIND_ADDRESS_NO_PORT = 24;
 export const MSG_NOSIGNAL = 0x4000;

@@ -1,8 +1,9 @@
 /** A line in the ring: received into and sent from the lane's memory without a copy of ours. */
 import type { Pieces } from "#base/memory";
+import type { Millis } from "#base/units";
 import type { Ear, Line, LineEnd, Peer } from "../env.ts";
 import { isReset } from "../faults.ts";
-import { ERRNO, MSG_NOSIGNAL, MSG_WAITALL, OP } from "./abi.ts";
+import { ERRNO, IPPROTO, MSG_NOSIGNAL, MSG_WAITALL, OP, SO, SOL_SOCKET, TCP_KEEP } from "./abi.ts";
 import type { UringCore } from "./core.ts";
 import { errorName } from "./native.ts";
 import type { Request } from "./ring.ts";
@@ -52,6 +53,16 @@ export class UringLine implements Line {
     this.#pieces = pieces;
     this.#sent = 0;
     this.#submitSend();
+  }
+
+  keepAlive(idleMs: Millis): void {
+    if (this.#closing || this.peer.host === "") return;
+    const { native } = this.#core;
+    native.setOption(this.#fd, SOL_SOCKET, SO.KEEPALIVE, 1);
+    native.setOption(this.#fd, IPPROTO.TCP, TCP_KEEP.IDLE, Math.ceil(idleMs / 1000));
+    // As Node does it.
+    native.setOption(this.#fd, IPPROTO.TCP, TCP_KEEP.INTERVAL, 1);
+    native.setOption(this.#fd, IPPROTO.TCP, TCP_KEEP.COUNT, 10);
   }
 
   close(): void {
