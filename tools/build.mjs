@@ -14,21 +14,23 @@ const { status } = spawnSync(join(ROOT, "node_modules/.bin/tsc"), ["-p", "."], {
 if (status !== 0) process.exit(status ?? 1);
 
 rmSync(join(ROOT, "dist/app"), { recursive: true, force: true });
-await build({
-  absWorkingDir: ROOT,
-  entryPoints: ["ashlar", "serve", "lane", "attach"].map((name) => `dist/src/bin/${name}.js`),
-  outbase: "dist/src",
-  outdir: "dist/app",
-  // At the depth of the modules that it is made of: what they find relative to themselves stays where it is.
-  chunkNames: "shared/chunks/[name]-[hash]",
-  bundle: true,
-  splitting: true,
-  format: "esm",
-  platform: "node",
-  target: "node20",
-  packages: "external",
-  // Error messages and profiles show names.
-  minifySyntax: true,
-  minifyWhitespace: true,
-  logLevel: "warning",
-});
+// Each program for itself: what two programs have in common would otherwise be a file of its own, for each combination.
+for (const programs of [["ashlar", "serve"], ["lane"], ["attach"]])
+  await build({
+    absWorkingDir: ROOT,
+    entryPoints: programs.map((name) => `dist/src/bin/${name}.js`),
+    outbase: "dist/src",
+    outdir: "dist/app",
+    // At the depth of the modules that it is made of: what they find relative to themselves stays where it is.
+    chunkNames: `shared/${programs[0]}/[name]-[hash]`,
+    bundle: true,
+    splitting: true,
+    format: "esm",
+    platform: "node",
+    target: "node20",
+    packages: "external",
+    // Error messages and profiles show names.
+    minifySyntax: true,
+    minifyWhitespace: true,
+    logLevel: "warning",
+  });
