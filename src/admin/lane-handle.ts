@@ -2,15 +2,11 @@
  * The control plane's end of one lane: its thread, the calls that wait for answers, its death. A lane that ends on its
  * own refuses all its calls as "unreachable", and tells `onDeath` once.
  */
-import { Worker } from "node:worker_threads";
+import type { Worker } from "node:worker_threads";
 import { Refusal } from "#base/refusal";
 import { closeSocket, Remains } from "#env/uring/remains";
 import type { FromLane, LaneCall, LaneCalls, LaneStart, LaneThreadStart, ToLane } from "#lane/messages";
-
-/** The JavaScript heap of a lane; buffers and maps lie outside it. */
-const LANE_HEAP_MIB_MAX = 2048;
-/** Short-lived garbage of a lane is little; a small nursery keeps the idle process small. */
-const LANE_NURSERY_MIB = 4;
+import { takeThread } from "./lane-thread.ts";
 
 export interface LaneListener {
   onMessage(message: Exclude<FromLane, { type: "reply" | "refused" | "ready" }>): void;
@@ -41,11 +37,8 @@ export class LaneHandle {
     this.index = start.index;
     this.start = start;
     this.#listener = listener;
-    this.#worker = new Worker(program, {
-      workerData: { ...start, remains: this.#remains.shared } satisfies LaneThreadStart,
-      name: `lane ${start.index}`,
-      resourceLimits: { maxOldGenerationSizeMb: LANE_HEAP_MIB_MAX, maxYoungGenerationSizeMb: LANE_NURSERY_MIB },
-    });
+    this.#worker = takeThread(program, start.index);
+    this.#worker.postMessage({ ...start, remains: this.#remains.shared } satisfies LaneThreadStart);
     this.ready = new Promise((resolve, reject) => {
       this.#worker.on("message", (message: FromLane) => {
         if (message.type === "ready") {

@@ -1,56 +1,17 @@
 /** The command `ashlar`: one program for the server and for those who speak to it. */
 import { readFileSync } from "node:fs";
-import type { Command } from "commander";
-import { FRONTS } from "#admin/fronts";
-import { makeProgram, runProgram } from "#cli/program";
+import { makeThreadsAhead } from "#admin/lane-thread";
 
 const { version } = JSON.parse(readFileSync(new URL("../../../package.json", import.meta.url), "utf8")) as {
   version: string;
 };
-
-function addServe(program: Command): void {
-  const serve = program
-    .command("serve")
-    .description("run a server on a data directory, which is made when it is new")
-    .option("--config <file>", "read settings from a TOML file; flags go before it");
-  for (const [name, { title, addressDefault, several, switches }] of Object.entries(FRONTS)) {
-    const where = several === true ? "ADDR:PORT[,ADDR:PORT]" : "ADDR:PORT, unix:PATH";
-    serve.option(`--${name} <address>`, `${title} on ${where}, or off (${addressDefault})`);
-    for (const [flag, what] of Object.entries(switches ?? {})) serve.option(`--${flag}`, what);
-  }
-  serve
-    .option("--http <address>", "the admin API and metrics on ADDR:PORT too (off)")
-    .option("--http-token-file <file>", "tokens, one per line, for --http")
-    .option("--env <env>", "auto, uring or node (auto)")
-    .option("--lanes <count>", "threads that do I/O (one per core with uring, 1 with node)")
-    .option("--memory <size>", "for requests in flight (512M)")
-    .option("--capacity <size>", "use no more than this of the file system")
-    .option("--soft-percent <percent>", "warn when so much is used (80)", Number)
-    .option("--hard-percent <percent>", "make no new volumes when so much is used (95)", Number)
-    .option("--tls-cert <file>", "PEM certificate for fronts with TLS")
-    .option("--tls-key <file>", "its PEM key")
-    .option("--tls-ca <file>", "PEM of who signs hosts' certificates: then hosts must show one")
-    .option("--tls-psk <file>", "pre-shared keys, identity:hex per line")
-    .option("--tls-require", "refuse hosts that do not use TLS")
-    .option("--trust-the-network", "listen beyond this machine without proof of who a host is")
-    .option("--log-level <level>", "debug, info, warn or error (info)")
-    .option("--log-format <format>", "auto, json or text (auto)")
-    .option("--drain-seconds <seconds>", "how long SIGTERM lets what is in flight finish (30)", Number)
-    .action(async (_options: object, command: Command) => {
-      const { serve: run } = await import("./serve.ts");
-      await run(command, version);
-    });
-}
 
 /** The options before a command that take a value. */
 const WITH_VALUE = ["--data", "--api", "--api-token-file"];
 
 const argv = process.argv.slice(2);
 const first = argv.find((word, index) => !word.startsWith("-") && !WITH_VALUE.includes(argv[index - 1] ?? ""));
-// A server needs no clients' commands, and would keep their code in memory for as long as it runs.
-const commands = first === "serve" ? undefined : await import("#cli/commands");
-const program = makeProgram(version, (all) => {
-  addServe(all);
-  commands?.addCommands(all);
-});
-process.exitCode = await runProgram(program, argv);
+const serves = first === "serve";
+if (serves && !argv.includes("--help") && !argv.includes("-h")) makeThreadsAhead(new URL("./lane.js", import.meta.url));
+const { main } = await import("./main.ts");
+process.exitCode = await main(argv, version, serves);

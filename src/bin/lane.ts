@@ -1,5 +1,5 @@
 /** A lane's thread: makes its Env, and connects a Lane to the message port of the control plane. */
-import { parentPort, workerData } from "node:worker_threads";
+import { parentPort } from "node:worker_threads";
 import type { Log } from "#env/env";
 import { makeEnv } from "#env/make-env";
 import { Remains } from "#env/uring/remains";
@@ -8,24 +8,37 @@ import { Lane } from "#lane/lane";
 import type { FromLane, LaneThreadStart, LogLevel, ToLane } from "#lane/messages";
 
 const port = parentPort!;
-const { env: kind, memoryBytes, fronts, remains } = workerData as LaneThreadStart;
 const tell = (message: FromLane): void => port.postMessage(message);
 const say = (level: LogLevel) => (fields: object, message: string) => tell({ type: "log", level, fields, message });
 const log: Log = { debug: say("debug"), info: say("info"), warn: say("warn"), error: say("error") };
 
-const env = makeEnv(kind, { memoryBytes, log, remains: new Remains(remains) });
+let env: ReturnType<typeof makeEnv> | undefined;
 
 // A mistake in the lane ends the lane, not the server: what it holds is in its log, and a new lane opens it again. The
 // Env is closed first, so that the kernel is done with the memory, and hosts see their connections end.
 process.on("uncaughtException", (error) => {
   tell({ type: "dying", reason: error.stack ?? String(error) });
   try {
-    env.close();
+    env?.close();
   } finally {
     process.exit(1);
   }
 });
 
-const lane = new Lane(env, await loadFronts(fronts), tell);
-port.on("message", (message: ToLane) => lane.handle(message));
-tell({ type: "ready" });
+async function begin({ env: kind, memoryBytes, fronts, remains }: LaneThreadStart): Promise<Lane> {
+  env = makeEnv(kind, { memoryBytes, log, remains: new Remains(remains) });
+  return new Lane(env, await loadFronts(fronts), tell);
+}
+
+/** Calls that come while the lane is being made. */
+const early: ToLane[] = [];
+let take = (message: ToLane): void => void early.push(message);
+
+port.once("message", (start: LaneThreadStart) => {
+  port.on("message", (message: ToLane) => take(message));
+  void begin(start).then((lane) => {
+    take = (message) => lane.handle(message);
+    for (const message of early) take(message);
+    tell({ type: "ready" });
+  });
+});

@@ -15,7 +15,7 @@ import type { NbdFrontFigures } from "#target/nbd-front";
 
 export type EnvName = "uring" | "node";
 
-/** Given to a lane's thread at its start, as `workerData`. */
+/** What a lane is. */
 export interface LaneStart {
   readonly index: number;
   readonly env: EnvName;
@@ -25,7 +25,7 @@ export interface LaneStart {
   readonly fronts: readonly string[];
 }
 
-/** `LaneStart`, with what each new thread of a lane gets anew. */
+/** The first message to a lane's thread: `LaneStart`, with what each new thread gets anew. */
 export interface LaneThreadStart extends LaneStart {
   /** The list of what it has open, for whoever survives it: see `Remains`. */
   readonly remains: SharedArrayBuffer;

@@ -302,8 +302,7 @@ export class ScpFront {
       if (other !== config && other.session !== undefined && same(other.session)) other.end("replaced");
     // Also those of other attachments: a host that has crashed and starts again is another instance, and what it had sent
     // before must not come after what it sends now.
-    const fenced =
-      canary.armed === "scp-welcome-early" ? [] : [...this.#ending].filter((other) => other.host === host);
+    const fenced = canary.armed === "scp-welcome-early" ? [] : [...this.#ending].filter((other) => other.host === host);
     let waiting = fenced.length;
     const arrived = (): void => {
       if (--waiting <= 0) config.admitted();

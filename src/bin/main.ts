@@ -1,0 +1,49 @@
+/** The command line of `ashlar`: `serve`, and the commands of those who speak to a server. */
+import type { Command } from "commander";
+import { FRONTS } from "#admin/fronts";
+import { makeProgram, runProgram } from "#cli/program";
+
+/** @returns the exit status. */
+export async function main(argv: readonly string[], version: string, serves: boolean): Promise<number> {
+  // A server needs no clients' commands, and would keep their code in memory for as long as it runs.
+  const commands = serves ? undefined : await import("#cli/commands");
+  const program = makeProgram(version, (all) => {
+    addServe(all);
+    commands?.addCommands(all);
+  });
+  return await runProgram(program, [...argv]);
+}
+
+function addServe(program: Command): void {
+  const serve = program
+    .command("serve")
+    .description("run a server on a data directory, which is made when it is new")
+    .option("--config <file>", "read settings from a TOML file; flags go before it");
+  for (const [name, { title, addressDefault, several, switches }] of Object.entries(FRONTS)) {
+    const where = several === true ? "ADDR:PORT[,ADDR:PORT]" : "ADDR:PORT, unix:PATH";
+    serve.option(`--${name} <address>`, `${title} on ${where}, or off (${addressDefault})`);
+    for (const [flag, what] of Object.entries(switches ?? {})) serve.option(`--${flag}`, what);
+  }
+  serve
+    .option("--http <address>", "the admin API and metrics on ADDR:PORT too (off)")
+    .option("--http-token-file <file>", "tokens, one per line, for --http")
+    .option("--env <env>", "auto, uring or node (auto)")
+    .option("--lanes <count>", "threads that do I/O (one per core with uring, 1 with node)")
+    .option("--memory <size>", "for requests in flight (512M)")
+    .option("--capacity <size>", "use no more than this of the file system")
+    .option("--soft-percent <percent>", "warn when so much is used (80)", Number)
+    .option("--hard-percent <percent>", "make no new volumes when so much is used (95)", Number)
+    .option("--tls-cert <file>", "PEM certificate for fronts with TLS")
+    .option("--tls-key <file>", "its PEM key")
+    .option("--tls-ca <file>", "PEM of who signs hosts' certificates: then hosts must show one")
+    .option("--tls-psk <file>", "pre-shared keys, identity:hex per line")
+    .option("--tls-require", "refuse hosts that do not use TLS")
+    .option("--trust-the-network", "listen beyond this machine without proof of who a host is")
+    .option("--log-level <level>", "debug, info, warn or error (info)")
+    .option("--log-format <format>", "auto, json or text (auto)")
+    .option("--drain-seconds <seconds>", "how long SIGTERM lets what is in flight finish (30)", Number)
+    .action(async (_options: object, command: Command) => {
+      const { serve: run } = await import("./serve.ts");
+      await run(command, program.version() ?? "");
+    });
+}
