@@ -11,19 +11,20 @@ import type { Millis } from "#base/units";
 export const LOOK_MS = 0.08;
 /** Completions per turn up to which requests come one by one; with more, company is worth more than haste. */
 const CROWD_MAX = 3.5;
-/** Of so many waits, the last few are done the other way. */
-const ROUND = 1024;
-const TRIAL = 48;
+/** Of so many waits, the last few are done the other way: well under one in a hundred, or they would be the 99th percentile. */
+const ROUND = 2048;
+const TRIAL = 12;
 /** Longer waits say nothing about how to wait. */
 const WAIT_MS_MAX = 4 * LOOK_MS;
 /** Looking costs, so it must save at least a fifth of the wait. */
 const WORTH = 0.8;
 /** Losing the processor more than `ROBBED_MAX` times between two checks means that others want it: no looking then. */
 const CHECK_MS = 50;
-const ROBBED_MAX = 2;
+const ROBBED_MAX = 20;
 const NO_LOOK_MS = 1000;
-/** Weight of the newest in the averages. */
+/** Weight of the newest in the averages; of the few waits of a trial each says more. */
 const NEWEST = 1 / 16;
+const NEWEST_OF_TRIAL = 1 / 4;
 
 export class Lookout {
   /** Averages: how long waits were when we slept and when we looked, and how many completions a turn has told. */
@@ -32,6 +33,7 @@ export class Lookout {
   #crowd = 0;
   #count = 0;
   #looks = false;
+  #tries = false;
   readonly #preemptions: () => number;
   #preempted = 0;
   #checkAt: Millis = 0;
@@ -46,9 +48,9 @@ export class Lookout {
   choose(now: Millis): boolean {
     if (now >= this.#checkAt) this.#check(now);
     this.#count = (this.#count + 1) % ROUND;
-    const trial = this.#count >= ROUND - TRIAL;
+    this.#tries = this.#count >= ROUND - TRIAL;
     const looking = this.#lookedMs < this.#sleptMs * WORTH;
-    this.#looks = this.#crowd <= CROWD_MAX && now >= this.#lookAgainAt && looking !== trial;
+    this.#looks = this.#crowd <= CROWD_MAX && now >= this.#lookAgainAt && looking !== this.#tries;
     return this.#looks;
   }
 
@@ -62,8 +64,9 @@ export class Lookout {
   /** How long the wait was that `choose` was asked about. */
   noteWait(waited: Millis): void {
     const wait = Math.min(waited, WAIT_MS_MAX);
-    if (this.#looks) this.#lookedMs += (wait - this.#lookedMs) * NEWEST;
-    else this.#sleptMs += (wait - this.#sleptMs) * NEWEST;
+    const weight = this.#tries ? NEWEST_OF_TRIAL : NEWEST;
+    if (this.#looks) this.#lookedMs += (wait - this.#lookedMs) * weight;
+    else this.#sleptMs += (wait - this.#sleptMs) * weight;
   }
 
   noteCompletions(count: number): void {
