@@ -183,4 +183,15 @@ export const REGRESSIONS: readonly Regression[] = [
     scenario: "scp-shared",
     found: "a write of a killed host's ended session came after a write of the session that the host began then",
   },
+  {
+    seed: 800012487,
+    scenario: "failing-disk",
+    found:
+      "what was flushed after a start without the newest checkpoint was garbage to the next start, which could read it",
+  },
+  {
+    seed: 700194825,
+    scenario: "scp-shared",
+    found: "the checker itself: a killed host's write that the server still had was taken to be over",
+  },
 ];

@@ -187,7 +187,7 @@ export class History {
       if (!durable) this.#undurable.push(mark);
       const block = this.#at(first + i);
       for (const other of block)
-        if (other !== mark && other.answered < mark.asked && other.dead === NEVER) {
+        if (other !== mark && other.answered < mark.asked && other.dead === NEVER && !other.lingers) {
           other.dead = now;
           other.deadBy = mark;
         }

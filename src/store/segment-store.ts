@@ -50,6 +50,8 @@ export interface SegmentStore {
   /** Ascending. */
   listCheckpoints(): Task<number[] | DiskFault>;
   removeCheckpoint(number: number): Task<DiskFault | undefined>;
+  /** Makes what was created, renamed and removed last. */
+  syncNames(): Task<DiskFault | undefined>;
   /** Space kept so that checkpoints, and changes that free space, can be written when the disk is full. False: no room for it. */
   keepReserve(use: ReserveUse, bytes: number): Task<boolean>;
   giveReserve(use: ReserveUse): Task<boolean>;
@@ -270,6 +272,10 @@ export class DirectoryStore implements SegmentStore {
 
   *removeCheckpoint(number: number): Task<DiskFault | undefined> {
     return yield* perform(this.#disk.unlink(this.describeCheckpoint(number)));
+  }
+
+  *syncNames(): Task<DiskFault | undefined> {
+    return yield* perform(this.#disk.syncDirectory(this.directory));
   }
 
   *keepReserve(use: ReserveUse, bytes: number): Task<boolean> {

@@ -199,6 +199,7 @@ export class VersionSet implements LogUser {
       set.#checkpoint = number;
       set.#checkpoints = numbers.filter((other) => other <= number);
       yield* set.#restore(record, maps);
+      yield* set.#dropNewer(numbers.filter((other) => other > number));
       set.#wake();
       return set;
     }
@@ -209,6 +210,22 @@ export class VersionSet implements LogUser {
       problems.join("; "),
       "restore this directory from a backup; its other files are unchanged",
     );
+  }
+
+  /**
+   * Checkpoints that could not be used must not be used later, when the disk gives them back: they know nothing of what is
+   * appended from now on, and its segments would be garbage to them.
+   */
+  *#dropNewer(numbers: readonly number[]): Task<void> {
+    if (numbers.length === 0 || this.readOnly !== undefined) return;
+    let fault: DiskFault | undefined;
+    for (const number of numbers) {
+      const removed = yield* this.store.removeCheckpoint(number);
+      if (removed !== "missing") fault ??= removed;
+    }
+    fault ??= yield* this.store.syncNames();
+    if (fault !== undefined)
+      this.#noteGap(`${this.store.describeCheckpoint(numbers[0]!)} cannot be used, nor removed: ${fault}`);
   }
 
   *#restore(record: CheckpointRecord, maps: readonly VersionMap[]): Task<void> {
