@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { randomBytes } from "node:crypto";
 import { after, before, describe, it } from "node:test";
+import { Capture } from "./support/capture.ts";
 import { RawInitiator, read10, TUR, write10 } from "./support/iscsi-client.ts";
 import { countCu, namesOf, runCuSuite } from "./support/iscsi-cu.ts";
 import { runAny, until } from "./support/program.ts";
@@ -71,6 +72,7 @@ describe("iSCSI over two lanes", { timeout: 300_000 }, () => {
   let server: Server;
   let iqn = "";
   let port = 0;
+  let capture: Capture;
   const lanes: number[] = [];
   const cleaning: (() => void | Promise<void>)[] = [];
   const scope = { after: (clean: () => void | Promise<void>) => void cleaning.push(clean) };
@@ -129,6 +131,8 @@ describe("iSCSI over two lanes", { timeout: 300_000 }, () => {
       assert.ok(passed > 30, `${passed} passed`);
       await server.ashlar("revoke", name, "tester");
     }
+    // What was before was bulk data, for the greatest part.
+    capture = await Capture.start(scope, [port]);
   });
 
   it("reads, writes, compares, unmaps and grows units of both lanes in one session", async () => {
@@ -278,5 +282,9 @@ describe("iSCSI over two lanes", { timeout: 300_000 }, () => {
     assert.equal((await server.json("reservations")).length, NAMES.length);
     for (const name of NAMES) await server.ashlar("reservations", "clear", name);
     one.close();
+  });
+
+  it("tshark finds nothing malformed in all of it", async () => {
+    await capture.check({ messages: 500 });
   });
 });

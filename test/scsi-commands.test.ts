@@ -6,8 +6,10 @@ import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
 import { KIB, MIB } from "#base/units";
 import type { BlockDevice, BlockOp } from "#device/device";
+import { Capture } from "./support/capture.ts";
 import { RawInitiator, read10, TUR, write10 } from "./support/iscsi-client.ts";
 import { INITIATORS, startRig, TARGET } from "./support/iscsi-rig.ts";
+import { fileScope } from "./support/temp.ts";
 
 const [ONE, TWO] = INITIATORS as [string, string];
 const GOOD = 0;
@@ -24,10 +26,12 @@ interface Answer {
 const keyOf = ({ sense }: Answer): number => sense[2]! & 0x0f;
 const ascOf = ({ sense }: Answer): number => sense.readUInt16BE(12);
 
+const scope = fileScope();
 const space = { available: 900 * MIB, used: 100 * MIB, soft: 200 * MIB };
 
 describe("SCSI commands", () => {
   let rig: Awaited<ReturnType<typeof startRig>>;
+  let capture: Capture;
   let isid = 1;
   const open = async (initiator: string, lun = 0, port = rig.port): Promise<RawInitiator> => {
     const one = await RawInitiator.connect(port);
@@ -46,9 +50,11 @@ describe("SCSI commands", () => {
       ],
       memory: 64 * MIB,
     });
+    capture = await Capture.start(scope, [rig.port]);
   });
   after(async () => {
     await rig.stop();
+    await capture.check({ messages: 500 });
     assert.equal(rig.env.memory.used, 0, "all memory is given back");
     rig.env.close();
   });
@@ -313,6 +319,7 @@ describe("bursts", () => {
     const rig = await startRig({ volumes: [{ name: "disk", size: 4 * MIB, blockSize: 512 }], memory: 64 * MIB });
     const BYTES = 12 * KIB + BLOCK;
     const BLOCKS = BYTES / BLOCK;
+    const capture = await Capture.start(scope, [rig.port]);
     let isid = 1;
     let fill = 0;
     for (const InitialR2T of ["Yes", "No"])
@@ -346,5 +353,6 @@ describe("bursts", () => {
     await rig.stop();
     assert.equal(rig.env.memory.used, 0);
     rig.env.close();
+    await capture.check({ messages: 2000 });
   });
 });

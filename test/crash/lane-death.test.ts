@@ -6,6 +6,7 @@ import assert from "node:assert/strict";
 import { readdirSync } from "node:fs";
 import test from "node:test";
 import { call } from "../support/admin.ts";
+import { Capture } from "../support/capture.ts";
 import { BLOCK_BYTES, Oracle } from "../support/oracle.ts";
 import { sleep, until } from "../support/program.ts";
 import { chance } from "../support/random.ts";
@@ -41,6 +42,7 @@ test("lanes that die under load lose nothing, and everybody comes back", { timeo
   const [iscsi, scp] = [await freePort(), await freePort()];
   const args = ["--iscsi", `127.0.0.1:${iscsi}`, "--scp", `127.0.0.1:${scp}`, "--scp-any-source-port"];
   const server = await Server.start(t, { args: [...args, "--lanes", String(LANES)] });
+  const capture = await Capture.start(t, [iscsi]);
   // The volume is of the lane that accepts nothing, where there is one: connections to it are given away, or pass through.
   if (LANES > 1) await server.ashlar("volume", "create", "other", "--size", "16M");
   const size = ["--size", String(BLOCKS * BLOCK_BYTES), "--block-size", "512"];
@@ -101,6 +103,7 @@ test("lanes that die under load lose nothing, and everybody comes back", { timeo
     assert.ok(descriptors() < before + 20, `${descriptors()} descriptors are open, and ${before} were`);
   }
   for (const way of others) await way.close();
+  await capture.check({ messages: 200 });
   assert.equal(server.log.match(/A lane died and is being replaced/g)?.length, DEATHS.length);
   assert.match(server.log, /the control plane wanted it so/);
   assert.match(server.log, /ended from outside/);

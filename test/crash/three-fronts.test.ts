@@ -4,6 +4,7 @@
  */
 import assert from "node:assert/strict";
 import test from "node:test";
+import { Capture } from "../support/capture.ts";
 import { BLOCK_BYTES, Oracle } from "../support/oracle.ts";
 import { sleep } from "../support/program.ts";
 import { chance } from "../support/random.ts";
@@ -22,6 +23,7 @@ test("iSCSI, NBD and SCP show one volume, whoever writes it, through kill -9", {
   const [iscsi, scp] = [await freePort(), await freePort()];
   const args = ["--iscsi", `127.0.0.1:${iscsi}`, "--scp", `127.0.0.1:${scp}`, "--scp-any-source-port"];
   const server = await Server.start(t, { args });
+  const capture = await Capture.start(t, [iscsi]);
   await server.ashlar("volume", "create", "db", "--size", String(BLOCKS * BLOCK_BYTES), "--block-size", "512");
   await server.ashlar("host", "add", "three", "--iqn", INITIATOR);
   await server.ashlar("grant", "db", "three", "--unit", String(LUN));
@@ -83,6 +85,7 @@ test("iSCSI, NBD and SCP show one volume, whoever writes it, through kill -9", {
   );
   for (const way of [others[0]!, others[4]!, scpWays[1]!]) await checkAll(way, oracle);
   for (const way of others) await way.close();
+  await capture.check({ messages: 500 });
   t.diagnostic(`operations: iSCSI ${sum.iscsi}, NBD ${sum.nbd}, SCP ${sum.scp}`);
   for (const count of Object.values(sum)) assert.ok(count > 50, "too little load to mean anything");
   const { damage } = await server.json("scrub");

@@ -6,10 +6,12 @@
 import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
 import { MIB } from "#base/units";
+import { Capture } from "#test/support/capture";
 import { crc32c, header, type Pdu, RawInitiator, read10, TUR, text, write10 } from "#test/support/iscsi-client";
 import { INITIATORS, startRig, TARGET } from "#test/support/iscsi-rig";
 import { until } from "#test/support/program";
 import { chance } from "#test/support/random";
+import { fileScope } from "#test/support/temp";
 
 const NAME = INITIATORS[0]!;
 const GOOD = { initiator: NAME, target: TARGET };
@@ -22,6 +24,7 @@ const REJECT = 0x3f;
 const ABORTED_COMMAND = 0x0b;
 
 let rig: Awaited<ReturnType<typeof startRig>>;
+let capture: Capture;
 let isid = 1;
 
 async function open(keys: Record<string, string> = {}): Promise<RawInitiator> {
@@ -63,13 +66,17 @@ async function sayAndLeave(initiator: RawInitiator, bytes: Buffer): Promise<void
 
 before(async () => {
   rig = await startRig({ volumes: [{ name: "disk", size: 16 * MIB, blockSize: 512 }], memory: 64 * MIB });
+  capture = await Capture.start(scope, [rig.port]);
 });
 after(async () => {
   await serves();
   await rig.stop();
+  await capture.check({ messages: 10_000, isHostile: true });
   assert.equal(rig.env.memory.used, 0, "all memory is given back");
   rig.env.close();
 });
+/** Cleans up after the hook above, which checks the capture. */
+const scope = fileScope();
 
 describe("any byte of any header", () => {
   const sized = (head: Buffer, length: number): Buffer => {

@@ -2,22 +2,28 @@
 import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
 import { MIB } from "#base/units";
+import { Capture } from "#test/support/capture";
 import { header, RawInitiator, read10, TUR, write10 } from "#test/support/iscsi-client";
 import { INITIATORS, startRig, TARGET } from "#test/support/iscsi-rig";
+import { fileScope } from "#test/support/temp";
 
 type Rig = Awaited<ReturnType<typeof startRig>>;
 const NAME = INITIATORS[0]!;
 const GOOD = { initiator: NAME, target: TARGET };
 const CHAP = { user: "host", secret: "a secret of 16 b" };
 const MUTUAL = { user: "target", secret: "another, for us." };
+const scope = fileScope();
 
 describe("iSCSI initiators that misbehave", () => {
   let rig: Rig;
+  let capture: Capture;
   before(async () => {
     rig = await startRig({ volumes: [{ name: "disk", size: 16 * MIB, blockSize: 512 }], memory: 64 * MIB });
+    capture = await Capture.start(scope, [rig.port]);
   });
   after(async () => {
     await rig.stop();
+    await capture.check({ messages: 1000, isHostile: true });
     assert.equal(rig.env.memory.used, 0, "all memory is given back");
     rig.env.close();
   });
@@ -237,11 +243,14 @@ describe("iSCSI initiators that misbehave", () => {
 
 describe("CHAP", () => {
   let rig: Rig;
+  let capture: Capture;
   before(async () => {
     rig = await startRig({ volumes: [{ name: "disk", size: MIB }], chap: CHAP, mutualChap: MUTUAL, memory: 16 * MIB });
+    capture = await Capture.start(scope, [rig.port]);
   });
   after(async () => {
     await rig.stop();
+    await capture.check({ messages: 30, isHostile: true });
     rig.env.close();
   });
 

@@ -8,11 +8,12 @@ import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, describe, it } from "node:test";
 import { MIB } from "#base/units";
+import { Capture } from "#test/support/capture";
 import { type CuTest, countCu, cuSuites, namesOf, runCuSuite } from "#test/support/iscsi-cu";
 import { INITIATORS, startRig, TARGET } from "#test/support/iscsi-rig";
 import { run } from "#test/support/program";
 import { Server } from "#test/support/server";
-import { freePort, tempFolder } from "#test/support/temp";
+import { freePort, type Scope, tempFolder } from "#test/support/temp";
 import { Tgt } from "#test/support/tgt";
 
 /** What the suite has in this version of libiscsi (1.19). */
@@ -27,21 +28,36 @@ const ONE_URL = new Set(["Sanitize", "PreventAllow"]);
 /** Reasons for which a test is skipped that lie in the kind of unit. */
 const KIND = /removable|read-?only|write[- ]?protect/i;
 
-async function runAll(url: string, suites: readonly string[]): Promise<CuTest[]> {
+/**
+ * Runs suites against the product on `port`, under the eyes of tshark, which sees at least how each of them begins. The
+ * tests send what is wrong, too.
+ */
+async function runAll(scope: Scope, port: number, url: string, suites: readonly string[]): Promise<CuTest[]> {
   const tests: CuTest[] = [];
-  for (const suite of suites) tests.push(...(await runCuSuite(suite, url, ONE_URL.has(suite) ? 1 : 2)));
+  const checks: Promise<unknown>[] = [];
+  let capture = await Capture.start(scope, [port]);
+  for (const suite of suites) {
+    if (capture.isFull) {
+      checks.push(capture.check({ messages: 10, isHostile: true }));
+      capture = await Capture.start(scope, [port]);
+    }
+    tests.push(...(await runCuSuite(suite, url, ONE_URL.has(suite) ? 1 : 2)));
+  }
+  checks.push(capture.check({ messages: 10, isHostile: true }));
+  await Promise.all(checks);
   return tests;
 }
 
 describe("iscsi-test-cu", () => {
   let server: Server;
+  let port = 0;
   let url = "";
   let fixed: CuTest[] = [];
   const cleaning: (() => void | Promise<void>)[] = [];
   const scope = { after: (clean: () => void | Promise<void>) => void cleaning.push(clean) };
 
   before(async () => {
-    const port = await freePort();
+    port = await freePort();
     server = await Server.start(scope, { args: ["--iscsi", `127.0.0.1:${port}`] });
     await server.ashlar("volume", "create", "disk", "--size", "1G", "--block-size", "4096");
     await server.ashlar("host", "add", "tester", ...INITIATORS.flatMap((iqn) => ["--iqn", iqn]));
@@ -54,7 +70,7 @@ describe("iscsi-test-cu", () => {
   });
 
   it("runs 230 tests against a fixed disk: none fails, at least 205 really pass", { timeout: 900_000 }, async (t) => {
-    const tests = await runAll(url, await cuSuites());
+    const tests = await runAll(scope, port, url, await cuSuites());
     fixed = tests;
     const count = countCu(tests);
     t.diagnostic(
@@ -75,10 +91,11 @@ describe("iscsi-test-cu", () => {
       ],
     });
     try {
-      const at = (lun: number): string => `iscsi://127.0.0.1:${rig.port}/${TARGET}/${lun}`;
+      const { port: at } = rig;
+      const urlOf = (lun: number): string => `iscsi://127.0.0.1:${at}/${TARGET}/${lun}`;
       const tests = [
-        ...(await runAll(at(0), ["PreventAllow", "StartStopUnit", "NoMedia"])),
-        ...(await runAll(at(1), ["ReadOnly"])),
+        ...(await runAll(scope, at, urlOf(0), ["PreventAllow", "StartStopUnit", "NoMedia"])),
+        ...(await runAll(scope, at, urlOf(1), ["ReadOnly"])),
       ];
       const count = countCu(tests);
       t.diagnostic(`removable and read-only: ${count.passed} passed, ${count.skipped} skipped, ${count.failed} failed`);

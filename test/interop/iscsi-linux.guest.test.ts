@@ -6,6 +6,7 @@ import assert from "node:assert/strict";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, describe, it } from "node:test";
+import { Capture } from "#test/support/capture";
 import { Guest } from "#test/support/guest";
 import { until } from "#test/support/program";
 import { Server } from "#test/support/server";
@@ -22,6 +23,7 @@ const SCRIPT_MS_MAX = 300_000;
 describe("a Linux initiator", { timeout: 1_200_000 }, () => {
   let server: Server;
   let guest: Guest;
+  let capture: Capture;
   let iqn = "";
   const ports: number[] = [];
   const cleaning: (() => void | Promise<void>)[] = [];
@@ -31,6 +33,7 @@ describe("a Linux initiator", { timeout: 1_200_000 }, () => {
     const folder = tempFolder(scope);
     ports.push(await freePort(), await freePort());
     server = await Server.start(scope, { args: ["--iscsi", ports.map((port) => `127.0.0.1:${port}`).join(",")] });
+    capture = await Capture.start(scope, ports);
     writeFileSync(join(folder, "in"), SECRET);
     writeFileSync(join(folder, "out"), MUTUAL);
     await server.ashlar("volume", "create", "db", "--size", "256M", "--block-size", "512");
@@ -136,7 +139,12 @@ describe("a Linux initiator", { timeout: 1_200_000 }, () => {
     assert.match(free, /FREE/);
   });
 
+  it("tshark finds nothing malformed in all of it", { timeout: 300_000 }, async () => {
+    await capture.check({ messages: 500 });
+  });
+
   it("carries a file system through fio, growth, and a killed server", { timeout: 600_000 }, async () => {
+    const inLoad = await Capture.start(scope, ports);
     const writing = guest.run(
       `
       M=/dev/mapper/$(multipath -ll | awk '/dm-/ && /ASHLAR/ {print $1; exit}'); echo M=$M; multipath -ll $M
@@ -160,5 +168,6 @@ describe("a Linux initiator", { timeout: 1_200_000 }, () => {
         iscsiadm -m session --rescan >/dev/null 2>&1
         [ $(blockdev --getsize64 $D) = 402653184 ] && echo GROWN && break; sleep 1; done`);
     assert.match(grown, /GROWN/);
+    await inLoad.check({ messages: 500 });
   });
 });

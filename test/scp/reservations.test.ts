@@ -5,6 +5,7 @@
 import assert from "node:assert/strict";
 import { before, describe, it } from "node:test";
 import { connect, connectScp, DeviceError } from "../../src/index.ts";
+import { Capture } from "../support/capture.ts";
 import { RawInitiator } from "../support/iscsi-client.ts";
 import { Server } from "../support/server.ts";
 import { cleanUp, fileScope, freePort } from "../support/temp.ts";
@@ -29,6 +30,7 @@ const scope = fileScope();
 describe("a persistent reservation", () => {
   let server: Server;
   let one: RawInitiator;
+  let capture: Capture;
   const users = new Map<string, User>();
 
   before(async () => {
@@ -36,6 +38,7 @@ describe("a persistent reservation", () => {
     server = await Server.start(scope, {
       args: ["--iscsi", `127.0.0.1:${iscsi}`, "--scp", `127.0.0.1:${scp}`, "--scp-any-source-port"],
     });
+    capture = await Capture.start(scope, [iscsi]);
     await server.ashlar("volume", "create", "db", "--size", "16M");
     await server.ashlar("host", "add", "one", "--iqn", "iqn.2024-01.test:one");
     await server.ashlar("host", "add", "two", "--address", "127.0.0.1");
@@ -104,5 +107,9 @@ describe("a persistent reservation", () => {
     }
     assert.match(await server.ashlar("reservations", "clear", "db"), /iqn\.2024-01\.test:one/);
     await allMayDoAll();
+  });
+
+  it("tshark finds nothing malformed in what was said over iSCSI", async () => {
+    await capture.check({ messages: 20 });
   });
 });

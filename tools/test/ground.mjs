@@ -28,6 +28,7 @@ const PEERS = {
   busybox: "busybox-static",
   "/usr/bin/python3": "python3",
   tshark: "tshark",
+  dumpcap: "wireshark-common",
   strace: "strace",
   openssl: "openssl",
   "mkfs.ext4": "e2fsprogs",
