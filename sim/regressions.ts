@@ -65,6 +65,12 @@ export const REGRESSIONS: readonly Regression[] = [
   },
   { seed: 553, scenario: "iscsi", found: "the same with CLEAR TASK SET: a write was done after its end was told" },
   {
+    seed: 475,
+    scenario: "iscsi",
+    found: "TARGET WARM RESET did not wait for commands before it that were on their way: they ran after its answer",
+  },
+  { seed: 736, scenario: "iscsi", found: "as 475: they were answered after it" },
+  {
     seed: 21707,
     scenario: "failing-disk",
     found:

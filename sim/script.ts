@@ -6,6 +6,7 @@
 import type { PowerCut } from "./env/file-system.ts";
 import type { PrType } from "./oracle/pr-model.ts";
 import type { Io } from "./worlds/host.ts";
+import type { ManageKind } from "./worlds/iscsi-initiator.ts";
 import type { Right } from "./worlds/scp-shared-server.ts";
 
 export type ReserveKind =
@@ -25,6 +26,7 @@ export type Action = { readonly waitMs?: number } & (
   | {
       readonly do: "scsi";
       readonly host: number;
+      readonly unit: number;
       readonly attribute: "simple" | "ordered" | "head-of-queue";
       readonly io: DrawnIo;
     }
@@ -40,11 +42,12 @@ export type Action = { readonly waitMs?: number } & (
   /** A host's process is killed, and started again. */
   | { readonly do: "kill-host"; readonly host: number; readonly downMs: number }
   /** Somebody comes by over NBD. */
-  | { readonly do: "nbd-io"; readonly io: DrawnIo }
+  | { readonly do: "nbd-io"; readonly unit: number; readonly io: DrawnIo }
   /** PERSISTENT RESERVE OUT; `pick` chooses key, victim or target, `wrong` a key that is not right. */
   | {
       readonly do: "reserve";
       readonly host: number;
+      readonly unit: number;
       readonly what: ReserveKind;
       readonly type: PrType;
       readonly pick: number;
@@ -52,11 +55,12 @@ export type Action = { readonly waitMs?: number } & (
       readonly wrong: boolean;
     }
   /** PERSISTENT RESERVE IN: is the state what it should be? */
-  | { readonly do: "look"; readonly host: number }
+  | { readonly do: "look"; readonly host: number; readonly unit: number }
   | {
       readonly do: "manage";
       readonly host: number;
-      readonly function: "abort-task" | "abort-task-set" | "clear-task-set" | "lun-reset";
+      readonly unit: number;
+      readonly function: ManageKind;
       readonly immediate: boolean;
     }
   /** A command that is in flight is sent again, as it was. */

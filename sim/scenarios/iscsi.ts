@@ -1,5 +1,5 @@
 /**
- * Up to three hosts share a volume over iSCSI, with reservations, task management and ORDERED commands, over a network
+ * Up to three hosts share up to three volumes over iSCSI, with reservations, task management and ORDERED commands, over a network
  * that fails and a server that dies; and somebody comes by over NBD.
  */
 import { KIB, MIB } from "#base/units";
@@ -12,7 +12,7 @@ import { drawCrash, pickWeighted } from "./engine-draw.ts";
 
 export const iscsi: Scenario<IscsiSetup> = {
   name: "iscsi",
-  about: "hosts that share a volume over iSCSI, and one over NBD: reservations, task management, order",
+  about: "hosts that share volumes over iSCSI, and one over NBD: reservations, task management, order",
   budget: "any network fault; sessions that end and come again; kills, pauses and power cuts of the server",
   weight: 2,
   draw: (chance) => {
@@ -24,6 +24,7 @@ export const iscsi: Scenario<IscsiSetup> = {
         checkpointBytes: chance.pick([64 * KIB, MIB]),
         size: chance.pick([MIB, 64 * MIB]),
         blockSize,
+        units: chance.pick([1, 1, 2, 3]),
         blocks: chance.pick([8, 32, 100]),
         depth: chance.pick([1, 4, 16]),
         names: chance.pick(["journal", "loose"]),
@@ -62,7 +63,14 @@ const RESERVE_KINDS = [
   "preempt-abort",
   "move",
 ] as const;
-const MANAGE_KINDS = ["abort-task", "abort-task", "abort-task-set", "clear-task-set", "lun-reset"] as const;
+const MANAGE_KINDS = [
+  "abort-task",
+  "abort-task",
+  "abort-task-set",
+  "clear-task-set",
+  "lun-reset",
+  "target-reset",
+] as const;
 const IO_KINDS = [
   ["write", 40],
   ["read", 25],
@@ -94,6 +102,7 @@ function drawActions(chance: Chance): Action[] {
   const quiet = chance.pick([0, 0, 0.5, 5]);
   while (actions.length < count) {
     const host = chance.below(6);
+    const unit = chance.below(6);
     const waitMs = chance.often(0.02) ? chance.between(1, 2000) : chance.fraction() * quiet;
     const kind = pickWeighted(chance, [["io", 60] as const, ...kinds]);
     switch (kind) {
@@ -101,15 +110,16 @@ function drawActions(chance: Chance): Action[] {
         const attribute = chance.often(ordered)
           ? chance.pick(["ordered", "ordered", "head-of-queue"] as const)
           : "simple";
-        actions.push({ do: "scsi", host, attribute, io: drawIo(chance), waitMs });
+        actions.push({ do: "scsi", host, unit, attribute, io: drawIo(chance), waitMs });
         break;
       }
       case "reserve":
-        if (chance.often(0.15)) actions.push({ do: "look", host, waitMs });
+        if (chance.often(0.15)) actions.push({ do: "look", host, unit, waitMs });
         else
           actions.push({
             do: "reserve",
             host,
+            unit,
             what: chance.pick(reserveKinds),
             type: chance.pick(PR_TYPES),
             pick: chance.below(12),
@@ -119,7 +129,14 @@ function drawActions(chance: Chance): Action[] {
           });
         break;
       case "manage":
-        actions.push({ do: "manage", host, function: chance.pick(MANAGE_KINDS), immediate: chance.often(0.8), waitMs });
+        actions.push({
+          do: "manage",
+          host,
+          unit,
+          function: chance.pick(MANAGE_KINDS),
+          immediate: chance.often(0.8),
+          waitMs,
+        });
         break;
       case "again":
         actions.push({ do: "log-in-again", host, politely: host > 3, waitMs });
@@ -130,6 +147,7 @@ function drawActions(chance: Chance): Action[] {
       case "nbd":
         actions.push({
           do: "nbd-io",
+          unit,
           io: { ...drawIo(chance), kind: chance.pick(["read", "write"]), fua: true },
           waitMs,
         });

@@ -72,6 +72,8 @@ export type CommandAttribute = "simple" | "ordered" | "head-of-queue";
 const ATTRIBUTE = { simple: 1, ordered: 2, "head-of-queue": 3 } as const;
 
 export interface Command {
+  /** The unit that it is for. */
+  readonly lun: number;
   readonly cdb: Uint8Array;
   readonly attribute: CommandAttribute;
   /** In the process' memory: what is sent, and where what is received goes. */
@@ -114,8 +116,11 @@ class InFlight implements Flight {
   }
 }
 
+export type ManageKind = "abort-task" | "abort-task-set" | "clear-task-set" | "lun-reset" | "target-reset";
 export interface Management {
-  readonly function: "abort-task" | "abort-task-set" | "clear-task-set" | "lun-reset";
+  readonly function: ManageKind;
+  /** The unit that it is about; ABORT TASK and a target reset choose their own. */
+  readonly lun: number;
   readonly immediate: boolean;
   onAnswer(response: number | undefined): void;
 }
@@ -124,6 +129,7 @@ const FUNCTION = {
   "abort-task-set": TaskFunction.ABORT_TASK_SET,
   "clear-task-set": TaskFunction.CLEAR_TASK_SET,
   "lun-reset": TaskFunction.LOGICAL_UNIT_RESET,
+  "target-reset": TaskFunction.TARGET_WARM_RESET,
 } as const;
 
 export interface InitiatorWatcher {
@@ -201,12 +207,18 @@ export class SimInitiator {
     if (isAbort && (chosen === undefined || chosen.isAborting)) return false;
     const connection = isAbort ? chosen!.connection : this.chance.pick(this.#connections);
     // Other connections may still carry what was sent before: of that a function for many says nothing.
-    const about = isAbort ? [chosen!] : flights.filter((flight) => flight.connection === connection);
+    const isForAll = management.function === "target-reset";
+    const about = isAbort
+      ? [chosen!]
+      : flights.filter(
+          (flight) => flight.connection === connection && (isForAll || flight.command.lun === management.lun),
+        );
     if (isAbort) chosen!.isAborting = true;
     const tag = this.#nextTag();
     const pdu = connection.request(Opcode.TASK_MANAGEMENT_REQUEST, FINAL | FUNCTION[management.function], 0);
     const view = viewOf(pdu);
     if (management.immediate) pdu[0]! |= IMMEDIATE;
+    if (!isForAll) view.setUint16(BHS.lun, isAbort ? chosen!.command.lun : management.lun);
     view.setUint32(BHS.taskTag, tag);
     view.setUint32(TASK_REQUEST.referencedTag, isAbort ? chosen!.tag : RESERVED_TAG);
     view.setUint32(TASK_REQUEST.cmdSn, this.cmdSn);
@@ -350,6 +362,7 @@ export class SimInitiator {
     const flags = (isFinal ? FINAL : 0) | direction | ATTRIBUTE[command.attribute];
     const pdu = connection.request(Opcode.SCSI_COMMAND, flags, immediate);
     const view = viewOf(pdu);
+    view.setUint16(BHS.lun, command.lun);
     view.setUint32(BHS.taskTag, flight.tag);
     view.setUint32(SCSI_COMMAND.expectedLength, outLength > 0 ? outLength : inLength);
     view.setUint32(SCSI_COMMAND.cmdSn, flight.cmdSn);
@@ -504,7 +517,7 @@ export class SimInitiator {
           }
         for (const flight of [...this.#flights.values()])
           if (now - flight.sentAt > patienceMs && !flight.isAborting && this.state === "up")
-            this.manage({ function: "abort-task", immediate: true, onAnswer: () => {} }, flight);
+            this.manage({ function: "abort-task", lun: 0, immediate: true, onAnswer: () => {} }, flight);
       } else if (this.state === "login" && now - this.loginAt > 2 * patienceMs) this.drop("the login takes too long");
       if (!this.#isStopped) this.#look();
     });

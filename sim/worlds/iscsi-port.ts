@@ -1,6 +1,6 @@
 /**
- * One host of an iSCSI world: an initiator, the device that it makes of the unit for a `Host`, and what is expected of the
- * target's answers: unit attentions once each, and reservation conflicts exactly where they must be.
+ * One host of an iSCSI world: an initiator, and of each unit the device that it makes of it for a `Host`, and what is
+ * expected of the target's answers: unit attentions once each, and reservation conflicts exactly where they must be.
  */
 
 import { writeU64 } from "#base/layout";
@@ -22,6 +22,9 @@ import {
   SimInitiator,
 } from "./iscsi-initiator.ts";
 import type { WriteLedger } from "./write-ledger.ts";
+
+/** A unit's volume. */
+export const nameOfUnit = (lun: number): string => `v${lun}`;
 
 /** A unit attention that may be told, and from some tick on must be. */
 export interface Attention {
@@ -51,7 +54,9 @@ const NEVER = Number.POSITIVE_INFINITY;
 const AGAIN_MS = 5;
 const isReset = (asc: number): boolean => asc >> 8 === Asc.POWER_ON_OR_RESET >> 8;
 
+/** What all hosts know of one unit. */
 export interface Shared {
+  readonly lun: number;
   readonly ticks: Ticks;
   readonly stamps: { next: number };
   readonly history: History;
@@ -74,10 +79,53 @@ interface Spec {
   readonly stamp: number;
 }
 
+/** A host: its initiator, and what it has of each unit. */
+export class IscsiHost {
+  readonly index: number;
+  readonly process: SimProcess;
+  readonly initiator: SimInitiator;
+  readonly units: readonly IscsiPort[];
+
+  constructor(
+    index: number,
+    process: SimProcess,
+    settings: InitiatorSettings,
+    shape: { size: number; blockSize: number },
+    units: readonly Shared[],
+  ) {
+    this.index = index;
+    this.process = process;
+    this.initiator = new SimInitiator(process, settings, {
+      onLogin: () => {
+        for (const unit of this.units) unit.onLogin();
+      },
+      onSession: () => {
+        for (const unit of this.units) unit.onSession();
+      },
+      onEnded: (flights) => {
+        for (const { command } of flights) if (command instanceof Run) command.port.onEnded(command);
+      },
+    });
+    this.units = units.map((shared) => new IscsiPort(index, process, this.initiator, shape, shared));
+  }
+
+  /** What it has not been told the end of. */
+  get inFlight(): number {
+    return this.units.reduce((sum, { host }) => sum + host.inFlight, this.initiator.inFlight);
+  }
+
+  /** The server is dead: everything that was asked has happened by now or never. */
+  serverDied(): void {
+    this.initiator.serverDied();
+    for (const unit of this.units) unit.serverDied();
+  }
+}
+
 /** A command until it is answered for good: those that hear a unit attention, or "busy", are sent again. */
 class Run implements Command {
   readonly port: IscsiPort;
   readonly spec: Spec;
+  readonly lun: number;
   readonly cdb: Uint8Array;
   readonly attribute: CommandAttribute;
   readonly at: number;
@@ -90,6 +138,7 @@ class Run implements Command {
   constructor(port: IscsiPort, spec: Spec, done: (answer: Answer) => void) {
     this.port = port;
     this.spec = spec;
+    this.lun = port.lun;
     this.cdb = spec.cdb;
     this.attribute = spec.attribute;
     this.at = spec.at;
@@ -106,8 +155,10 @@ class Run implements Command {
   }
 }
 
+/** What a host has of one unit. */
 export class IscsiPort implements BlockDevice {
   readonly index: number;
+  readonly lun: number;
   readonly process: SimProcess;
   readonly initiator: SimInitiator;
   readonly host: Host;
@@ -128,45 +179,28 @@ export class IscsiPort implements BlockDevice {
   constructor(
     index: number,
     process: SimProcess,
-    settings: InitiatorSettings,
+    initiator: SimInitiator,
     shape: { size: number; blockSize: number },
     shared: Shared,
   ) {
     this.index = index;
+    this.lun = shared.lun;
+    this.initiator = initiator;
     this.process = process;
     this.size = shape.size;
     this.blockSize = shape.blockSize;
     this.#shared = shared;
-    this.initiator = new SimInitiator(process, settings, {
-      onLogin: () => {
-        this.#attentions = this.#attentions.filter(({ isOpen }) => isOpen);
-      },
-      onSession: () => {
-        for (const { attention, waitsFor } of this.#orphans.splice(0)) {
-          waitsFor.delete(this);
-          if (waitsFor.size === 0) attention.isOpen = false;
-        }
-        const sure = this.#attentions.some(({ asc }) => isReset(asc)) ? NEVER : shared.ticks.next();
-        this.#attentions.unshift({
-          asc: Asc.POWER_ON_OR_RESET,
-          sure,
-          isOpen: false,
-          isInDoubt: false,
-          suspects: undefined,
-          session: this.initiator.session,
-        });
-      },
-      onEnded: (flights) => {
-        for (const { command } of flights)
-          if (command instanceof Run) shared.ledger.over(command.spec.stamp, "its target has given it up");
-      },
-    });
     this.host = new Host(process, shared.ticks, shared.stamps, (status, io) => {
       if (status === "conflict") return "refused";
       if (status === "away") return "unknown";
       throw new Violation(`${io.kind} ${io.block} + ${io.count} is answered with "${status}" for no reason`);
     });
-    this.target = { name: `v by host ${index}`, device: this, history: shared.history, frozen: undefined };
+    this.target = {
+      name: `${nameOfUnit(shared.lun)} by host ${index}`,
+      device: this,
+      history: shared.history,
+      frozen: undefined,
+    };
   }
 
   watch(_watcher: DeviceWatcher): () => void {
@@ -174,6 +208,33 @@ export class IscsiPort implements BlockDevice {
   }
 
   /* --------------------------------------------------------------------- unit attentions */
+
+  /** A login begins. */
+  onLogin(): void {
+    this.#attentions = this.#attentions.filter(({ isOpen }) => isOpen);
+  }
+
+  /** A session stands: it is greeted. */
+  onSession(): void {
+    for (const { attention, waitsFor } of this.#orphans.splice(0)) {
+      waitsFor.delete(this);
+      if (waitsFor.size === 0) attention.isOpen = false;
+    }
+    const sure = this.#attentions.some(({ asc }) => isReset(asc)) ? NEVER : this.#shared.ticks.next();
+    this.#attentions.unshift({
+      asc: Asc.POWER_ON_OR_RESET,
+      sure,
+      isOpen: false,
+      isInDoubt: false,
+      suspects: undefined,
+      session: this.initiator.session,
+    });
+  }
+
+  /** The target has said that it has given up this command. */
+  onEnded(run: Run): void {
+    this.#shared.ledger.over(run.spec.stamp, "its target has given it up");
+  }
 
   /** Something is asked that will tell this host `asc`. */
   expect(asc: number): Attention {
@@ -288,9 +349,8 @@ export class IscsiPort implements BlockDevice {
     });
   }
 
-  /** The server is dead: everything that was asked has happened by now or never. */
+  /** The server is dead: what was told to come again does not. */
   serverDied(): void {
-    this.initiator.serverDied();
     const resting = [...this.#resting];
     this.#resting.clear();
     for (const run of resting) run.onAnswer({ kind: "unknown" });

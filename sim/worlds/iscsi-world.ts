@@ -1,7 +1,8 @@
 /**
- * A server with the engine, the iSCSI and the NBD front, and up to three hosts that share one volume over iSCSI and one
+ * A server with the engine, the iSCSI and the NBD front, and up to three hosts that share its volumes over iSCSI and one
  * that looks in over NBD, with a network between them that fails and a server that dies. What is held against the answers:
- * the history of every block, the reservations after SPC-4, the order of commands, and what each host has to be told.
+ * the history of every block, and of each unit by itself the reservations after SPC-4, the order of commands, and what each
+ * host has to be told.
  */
 import { newHostRecord, RIGHTS_EMPTY } from "#base/rights";
 import { perform, start, type Task } from "#base/task";
@@ -28,8 +29,9 @@ import { type Action, type DrawnIo, describeAction, type NetTrouble } from "../s
 import { Violation } from "../violation.ts";
 import { Host } from "./host.ts";
 import type { Answer, InitiatorSettings } from "./iscsi-initiator.ts";
-import { type Attention, IscsiPort, type Shared } from "./iscsi-port.ts";
+import { type Attention, IscsiHost, type IscsiPort, nameOfUnit, type Shared } from "./iscsi-port.ts";
 import { NbdVisitor } from "./nbd-visitor.ts";
+import { type Course, runUntil, troubleNetwork } from "./settle.ts";
 import { WatchedDevice, WriteLedger } from "./write-ledger.ts";
 
 export interface IscsiSetup {
@@ -37,9 +39,11 @@ export interface IscsiSetup {
   readonly checkpointBytes: number;
   readonly size: number;
   readonly blockSize: number;
+  /** Volumes, each a unit of every host. */
+  readonly units: number;
   /** Logical blocks that the hosts work on. */
   readonly blocks: number;
-  /** Commands that each host has in flight at most. */
+  /** Commands that each host has in flight at most, for each unit. */
   readonly depth: number;
   readonly names: "loose" | "journal";
   readonly turnMs: number;
@@ -78,21 +82,25 @@ const PR_ACTION = {
 
 type Crash = Extract<Action, { do: "kill" } | { do: "cut-power" }>;
 
+/** A unit, as all hosts know it. */
+interface Unit extends Shared {
+  /** A service action, or a look at the reservations, is in flight: one at a time. */
+  isReserving: boolean;
+}
+
 export class IscsiWorld {
   readonly #world: World;
   readonly #setup: IscsiSetup;
   readonly #actions: readonly Action[];
   readonly #server: SimNode;
-  readonly #shared: Shared;
-  readonly #ports: IscsiPort[];
+  readonly #units: readonly Unit[];
+  readonly #hosts: readonly IscsiHost[];
   readonly #visitor: NbdVisitor;
   #serverProcess: SimProcess | undefined;
-  #version: Version | undefined;
+  #versions: readonly Version[] = [];
   #cursor = 0;
   #crash: Crash | undefined;
   #isServing = false;
-  /** A service action, or a look at the reservations, is in flight: one at a time. */
-  #isReserving = false;
 
   constructor(world: World, setup: IscsiSetup, actions: readonly Action[]) {
     this.#world = world;
@@ -108,15 +116,18 @@ export class IscsiWorld {
     this.#server.diskFaults.writeMs *= setup.slowDisk;
     this.#server.diskFaults.readMs *= setup.slowDisk;
     const ticks = new Ticks();
-    this.#shared = {
+    const stamps = { next: 1 };
+    this.#units = Array.from({ length: setup.units }, (_, lun) => ({
+      lun,
       ticks,
-      stamps: { next: 1 },
+      stamps,
       history: new History(ticks),
       reservations: new PrModel(),
       ledger: new WriteLedger(),
       runs: new Set(),
-    };
-    this.#ports = setup.hosts.map((host, index) => {
+      isReserving: false,
+    }));
+    this.#hosts = setup.hosts.map((host, index) => {
       const process = world.node(`host${index}`).start();
       const settings = {
         ...host,
@@ -126,37 +137,38 @@ export class IscsiWorld {
         server: "server",
         port: PORT,
       };
-      return new IscsiPort(index, process, settings, setup, this.#shared);
+      return new IscsiHost(index, process, settings, setup, this.#units);
     });
-    this.#visitor = new NbdVisitor(world, NBD_PORT, this.#shared);
+    this.#visitor = new NbdVisitor(world, NBD_PORT);
   }
 
   play(): string {
     this.#world.finish(this.#createSet());
     this.#serve();
     this.#runUntil(() => this.#isServing, "the server's start");
-    for (const port of this.#ports) port.initiator.login();
+    for (const host of this.#hosts) host.initiator.login();
     this.#world.plan(0, () => this.#next());
     this.#runUntil(() => this.#cursor >= this.#actions.length && this.#crash === undefined, "the script");
     this.#calm();
     this.#runUntil(() => this.#isServing && this.#inFlight === 0, "what was in flight");
     this.#audit();
-    this.#look(this.#ports[0]!);
+    for (const unit of this.#hosts[0]!.units) this.#look(unit);
     this.#runUntil(() => this.#inFlight === 0, "the last look at the reservations");
     this.#die({ do: "kill", afterEvents: 0, downMs: 1 });
     this.#runUntil(() => this.#isServing, "the last start");
     this.#audit();
-    this.#look(this.#ports.at(-1)!);
+    for (const unit of this.#hosts.at(-1)!.units) this.#look(unit);
     this.#runUntil(() => this.#inFlight === 0, "a look at the reservations after the last start");
-    for (const port of this.#ports) port.initiator.stop();
-    return this.#ports.length === 1 ? "one host" : "several hosts";
+    for (const host of this.#hosts) host.initiator.stop();
+    const { hosts, units } = this.#setup;
+    return `${hosts.length === 1 ? "one host" : "several hosts"}, ${units === 1 ? "one unit" : "several units"}`;
   }
 
   get #inFlight(): number {
     return (
-      this.#ports.reduce((sum, { host, initiator }) => sum + host.inFlight + initiator.inFlight, 0) +
+      this.#hosts.reduce((sum, host) => sum + host.inFlight, 0) +
       this.#visitor.inFlight +
-      (this.#isReserving ? 1 : 0)
+      this.#units.filter(({ isReserving }) => isReserving).length
     );
   }
 
@@ -173,7 +185,7 @@ export class IscsiWorld {
     yield* store.make();
     const { segmentBlocks, checkpointBytes, size, blockSize } = this.#setup;
     const set = yield* VersionSet.create(process, store, { segmentBlocks, checkpointBytes });
-    yield* set.createVolume({ name: "v", size, blockSize });
+    for (const { lun } of this.#units) yield* set.createVolume({ name: nameOfUnit(lun), size, blockSize });
     yield* set.close();
     process.crash();
   }
@@ -184,8 +196,8 @@ export class IscsiWorld {
     this.#isServing = false;
     start(
       this.#start(process),
-      (version) => {
-        this.#version = version;
+      (versions) => {
+        this.#versions = versions;
         this.#isServing = true;
         this.#world.say(process, "serves");
       },
@@ -195,7 +207,7 @@ export class IscsiWorld {
     );
   }
 
-  *#start(process: SimProcess): Task<Version> {
+  *#start(process: SimProcess): Task<Version[]> {
     const { checkpointBytes, segmentBlocks } = this.#setup;
     const probe = (state: string, on: boolean): void => {
       process.probe(state, on);
@@ -203,38 +215,46 @@ export class IscsiWorld {
     };
     const store = new DirectoryStore(process, DIRECTORY);
     const set = yield* VersionSet.open(process, store, { checkpointBytes, segmentBlocks, probe });
-    const version = set.versions.get("v")!;
+    const versions = this.#units.map(({ lun }) => set.versions.get(nameOfUnit(lun))!);
     const book = new ReservationBook();
     yield* book.open(new DirectoryReservationStore(process.disk, process.memory, RESERVATIONS));
-    const device = new WatchedDevice(version, process, this.#shared.ledger);
+    const devices = new Map(
+      this.#units.map(({ lun, ledger }) => [nameOfUnit(lun), new WatchedDevice(versions[lun]!, process, ledger)]),
+    );
     const directory = {
-      find: (name: string) => (name === "v" ? device : undefined),
-      names: () => ["v"],
+      find: (name: string) => devices.get(name),
+      names: () => devices.keys(),
       watch: () => () => {},
     };
     const table = new ProtectionTable(directory, (one) => book.gate(one.uuid));
-    const hosts = this.#ports.map(({ index }) => ({ ...newHostRecord(`host${index}`), iqns: [nameOf(index)] }));
-    const grants = hosts.map(({ name }) => ({
-      host: name,
-      device: "v",
-      unit: 0,
-      access: "read-write" as const,
-      range: undefined,
-    }));
+    const hosts = this.#hosts.map(({ index }) => ({ ...newHostRecord(`host${index}`), iqns: [nameOf(index)] }));
+    const grants = hosts.flatMap(({ name }) =>
+      this.#units.map(({ lun }) => ({
+        host: name,
+        device: nameOfUnit(lun),
+        unit: lun,
+        access: "read-write" as const,
+        range: undefined,
+      })),
+    );
     table.load({ ...RIGHTS_EMPTY, generation: 1, hosts, grants });
     const front = new IscsiFront(process, table, directory, book, {
       targetName: TARGET,
       hash: () => new Uint8Array(16),
     });
-    const guard = new Guard(device, "read-write");
-    guard.gate = book.gate(device.uuid);
-    const nbd = new NbdFront(process, new OpenExportTable().add("v", guard));
+    const exports = new OpenExportTable();
+    for (const [name, device] of devices) {
+      const guard = new Guard(device, "read-write");
+      guard.gate = book.gate(device.uuid);
+      exports.add(name, guard);
+    }
+    const nbd = new NbdFront(process, exports);
     for (const at of [
       yield* front.listen({ host: "0.0.0.0", port: PORT }),
       yield* nbd.listen({ host: "0.0.0.0", port: NBD_PORT }),
     ])
       if (isNetError(at)) throw new Error(`a front cannot listen: ${at.fault}`);
-    return version;
+    return versions;
   }
 
   #die(action: {
@@ -250,13 +270,14 @@ export class IscsiWorld {
     if (action.cut === undefined) this.#serverProcess.crash();
     else this.#server.losePower(action.cut);
     this.#isServing = false;
-    const { history, reservations, ledger } = this.#shared;
     this.#visitor.kill();
-    for (const port of this.#ports) port.serverDied();
-    if (action.cut === undefined) history.killed();
-    else history.powerCut();
-    reservations.restart();
-    ledger.restart();
+    for (const host of this.#hosts) host.serverDied();
+    for (const { history, reservations, ledger } of this.#units) {
+      if (action.cut === undefined) history.killed();
+      else history.powerCut();
+      reservations.restart();
+      ledger.restart();
+    }
     this.#world.plan(action.downMs, () => this.#serve());
   }
 
@@ -267,9 +288,9 @@ export class IscsiWorld {
     const action = this.#actions[this.#cursor]!;
     const canGo = (): boolean =>
       action.do === "scsi"
-        ? this.#portOf(action.host).host.inFlight < this.#setup.depth
+        ? this.#portOf(action).host.inFlight < this.#setup.depth
         : action.do === "reserve"
-          ? !this.#isReserving
+          ? !this.#unitOf(action.unit).isReserving
           : action.do === "nbd-io"
             ? this.#visitor.isIdle
             : this.#crash === undefined;
@@ -283,32 +304,42 @@ export class IscsiWorld {
     this.#world.plan(action.waitMs ?? 0, () => this.#next());
   }
 
-  #portOf(host: number): IscsiPort {
-    return this.#ports[host % this.#ports.length]!;
+  #hostOf(host: number): IscsiHost {
+    return this.#hosts[host % this.#hosts.length]!;
+  }
+  #unitOf(unit: number): Unit {
+    return this.#units[unit % this.#units.length]!;
+  }
+  #portOf({ host, unit }: { readonly host: number; readonly unit: number }): IscsiPort {
+    return this.#hostOf(host).units[unit % this.#units.length]!;
+  }
+  /** What all hosts have of a unit. */
+  #portsOf(lun: number): IscsiPort[] {
+    return this.#hosts.map(({ units }) => units[lun]!);
   }
 
   #act(action: Action): void {
     switch (action.do) {
       case "scsi": {
-        const port = this.#portOf(action.host);
+        const port = this.#portOf(action);
         port.attribute = action.attribute;
         port.host.submit(port.target, this.#place(action.io));
         return;
       }
       case "nbd-io":
-        return this.#visitor.visit(this.#place(action.io));
+        return this.#visitor.visit(this.#unitOf(action.unit), this.#place(action.io));
       case "reserve":
-        return this.#reserve(this.#portOf(action.host), action);
+        return this.#reserve(this.#portOf(action), action);
       case "look":
-        return this.#look(this.#portOf(action.host));
+        return this.#look(this.#portOf(action));
       case "manage":
-        return this.#manage(this.#portOf(action.host), action.function, action.immediate);
+        return this.#manage(this.#portOf(action), action.function, action.immediate);
       case "resend":
-        this.#portOf(action.host).initiator.resend();
+        this.#hostOf(action.host).initiator.resend();
         return;
       case "log-in-again":
-        if (action.politely !== true) this.#portOf(action.host).initiator.drop("it is told to");
-        else this.#portOf(action.host).initiator.logOut();
+        if (action.politely !== true) this.#hostOf(action.host).initiator.drop("it is told to");
+        else this.#hostOf(action.host).initiator.logOut();
         return;
       case "kill":
       case "cut-power":
@@ -339,24 +370,8 @@ export class IscsiWorld {
   }
 
   #netTrouble(trouble: NetTrouble): void {
-    const { network } = this.#world;
-    switch (trouble.kind) {
-      case "faults":
-        Object.assign(network.faults, { reset: trouble.reset, vanish: trouble.vanish, clog: trouble.clog });
-        this.#world.plan(FAULTS_MS_MAX, () => network.faults.stop());
-        return;
-      case "partition": {
-        const other = this.#portOf(Math.floor(trouble.ms)).process.node;
-        const [from, to] = trouble.fromServer ? [this.#server, other] : [other, this.#server];
-        network.cut(from, to, trouble.bothWays);
-        this.#world.plan(trouble.ms, () => network.heal(from, to));
-        return;
-      }
-      case "reset-all":
-        this.#world.fault("connection reset", this.#server);
-        for (const line of network.lines) line.reset();
-        return;
-    }
+    const pick = trouble.kind === "partition" ? Math.floor(trouble.ms) : 0;
+    troubleNetwork(this.#world, this.#server, this.#hostOf(pick).process.node, trouble, FAULTS_MS_MAX);
   }
 
   #calm(): void {
@@ -370,6 +385,7 @@ export class IscsiWorld {
     const told: [IscsiPort, Attention][] = [];
     const management = {
       function: what,
+      lun: port.lun,
       immediate,
       onAnswer: (response: number | undefined) => {
         const COMPLETE = 0;
@@ -378,30 +394,40 @@ export class IscsiWorld {
           throw new Violation(`${what} is answered with ${response}`);
         for (const [other, attention] of told)
           if (response === undefined) this.#orphan(attention);
-          else other.settle(attention, what === "lun-reset");
+          else other.settle(attention, what === "lun-reset" || what === "target-reset");
       },
     };
     if (!port.initiator.manage(management)) return;
-    if (what === "lun-reset") for (const other of this.#ports) told.push([other, other.expect(Asc.BUS_DEVICE_RESET)]);
+    // A reset of the target is one of every unit; one of a unit is no other unit's business.
+    const reset =
+      what === "target-reset"
+        ? this.#hosts.flatMap(({ units }) => units)
+        : what === "lun-reset"
+          ? this.#portsOf(port.lun)
+          : [];
+    for (const other of reset) told.push([other, other.expect(Asc.BUS_DEVICE_RESET)]);
     if (what === "clear-task-set")
-      for (const other of this.#ports)
+      for (const other of this.#portsOf(port.lun))
         if (other !== port) told.push([other, other.expect(Asc.COMMANDS_CLEARED_BY_ANOTHER)]);
   }
 
   #orphan(attention: Attention): void {
-    const waitsFor = new Set(this.#ports);
-    for (const port of this.#ports) port.orphan({ attention, waitsFor });
+    const ports = this.#hosts.flatMap(({ units }) => units);
+    const waitsFor = new Set(ports);
+    for (const port of ports) port.orphan({ attention, waitsFor });
   }
 
   /* ------------------------------------------------------------ reservations */
 
   #reserve(port: IscsiPort, action: Extract<Action, { do: "reserve" }>): void {
-    if (this.#isReserving) return;
+    const unit = this.#units[port.lun]!;
+    if (unit.isReserving) return;
     const request = this.#requestOf(port, action);
     if (request === undefined) return;
-    const { reservations, runs } = this.#shared;
+    const { reservations, runs } = unit;
+    const ports = this.#portsOf(port.lun);
     const { memory } = port.process;
-    const list = listOf(request, this.#ports);
+    const list = listOf(request, ports);
     const at = memory.allocate(list.length);
     memory.bytes.set(list, at);
     const cdb = new Uint8Array(16);
@@ -409,15 +435,15 @@ export class IscsiWorld {
     cdb[CDB_PR_OUT.action] = PR_ACTION[request.action];
     cdb[CDB_PR_OUT.type] = "type" in request ? request.type : 0;
     new DataView(cdb.buffer).setUint32(CDB_PR_OUT.length, list.length);
-    this.#isReserving = true;
+    unit.isReserving = true;
     const told = reservations
       .ask(port.index, request)
-      .map(([nexus, asc]) => [this.#ports[nexus]!, asc, this.#ports[nexus]!.expect(asc)] as const);
+      .map(([nexus, asc]) => [ports[nexus]!, asc, ports[nexus]!.expect(asc)] as const);
     for (const { states } of runs) for (const state of reservations.possible) states.add(state);
     const what = `${request.action} ${JSON.stringify(request)}`;
     const base = { attribute: "simple", outLength: list.length, inLength: 0, access: "none", stamp: 0 } as const;
     port.run({ ...base, what, cdb, at }, (answer) => {
-      this.#isReserving = false;
+      unit.isReserving = false;
       memory.free(at);
       if (answer.kind === "unknown") {
         reservations.lose();
@@ -440,7 +466,7 @@ export class IscsiWorld {
 
   /** Drawn by place: keys and victims are those of the state as it seems to be now. */
   #requestOf(port: IscsiPort, drawn: Extract<Action, { do: "reserve" }>): PrRequest | undefined {
-    const state = this.#shared.reservations.possible[0]!;
+    const state = this.#units[port.lun]!.reservations.possible[0]!;
     const own = state.keys.get(port.index) ?? keyOf(0);
     const key = drawn.wrong ? keyOf(99) : own;
     const { type, aptpl } = drawn;
@@ -471,7 +497,7 @@ export class IscsiWorld {
         return { action: drawn.what, key, victim, type };
       }
       case "move": {
-        const to = drawn.pick % this.#ports.length;
+        const to = drawn.pick % this.#hosts.length;
         return { action: "move", key, newKey, to, unregister: drawn.wrong, aptpl };
       }
     }
@@ -479,8 +505,9 @@ export class IscsiWorld {
 
   /** Looks at the reservations as they are: READ FULL STATUS. */
   #look(port: IscsiPort): void {
-    if (this.#isReserving) return;
-    this.#isReserving = true;
+    const unit = this.#units[port.lun]!;
+    if (unit.isReserving) return;
+    unit.isReserving = true;
     const { memory } = port.process;
     const at = memory.allocate(FULL_STATUS_BYTES);
     const cdb = new Uint8Array(16);
@@ -489,14 +516,14 @@ export class IscsiWorld {
     new DataView(cdb.buffer).setUint16(CDB_PR_IN.length, FULL_STATUS_BYTES);
     const base = { attribute: "simple", outLength: 0, inLength: FULL_STATUS_BYTES, access: "none", stamp: 0 } as const;
     port.run({ ...base, what: "read full status", cdb, at }, (answer) => {
-      this.#isReserving = false;
+      unit.isReserving = false;
       const bytes = memory.bytes.slice(at, at + FULL_STATUS_BYTES);
       memory.free(at);
       if (answer.kind === "unknown") return;
       if (answer.status !== SamStatus.GOOD) throw new Violation(`the reservations cannot be read: ${answer.status}`);
       const seen = this.#readFullStatus(bytes);
-      const before = this.#shared.reservations.describe();
-      if (!this.#shared.reservations.see((state) => isSeen(state, seen)))
+      const before = unit.reservations.describe();
+      if (!unit.reservations.see((state) => isSeen(state, seen)))
         throw new Violation(`the reservations are ${JSON.stringify(seen)}, and should be ${before}`);
     });
   }
@@ -509,7 +536,7 @@ export class IscsiWorld {
     const end = HEADER_BYTES + view.getUint32(4);
     for (let at = HEADER_BYTES; at < end; ) {
       const id = decodeTransportId(bytes.subarray(at + DESCRIPTOR_BYTES));
-      const nexus = this.#ports.findIndex(({ index }) => portName(index) === id?.name);
+      const nexus = this.#hosts.findIndex(({ index }) => portName(index) === id?.name);
       if (nexus < 0) throw new Violation(`somebody unknown is registered: ${id?.name}`);
       const key = hexOfBytes(bytes.subarray(at, at + 8));
       seen.push({ nexus, key, holds: (bytes[at + 12]! & 1) !== 0, type: bytes[at + 13]! });
@@ -522,11 +549,14 @@ export class IscsiWorld {
 
   /** Reads everything, on the server, where no reservation is in the way. */
   #audit(): void {
-    const { ticks, stamps, history } = this.#shared;
+    for (const unit of this.#units) this.#auditUnit(unit);
+  }
+
+  #auditUnit({ lun, ticks, stamps, history }: Unit): void {
     const host = new Host(this.#serverProcess!, ticks, stamps, (status, io) => {
       throw new Violation(`a ${io.kind} on the server ends with "${status}"`);
     });
-    const target = { name: "v", device: this.#version!, history, frozen: undefined };
+    const target = { name: nameOfUnit(lun), device: this.#versions[lun]!, history, frozen: undefined };
     const blocks = [...history.touched()].sort((a, b) => a - b);
     for (let i = 0; i < blocks.length; ) {
       let end = i + 1;
@@ -537,25 +567,17 @@ export class IscsiWorld {
     this.#runUntil(() => host.inFlight === 0, "an audit");
   }
 
+  readonly #course: Course = {
+    isDoomed: () => this.#crash !== undefined,
+    die: () => this.#die(this.#crash!),
+    hasMore: () => this.#cursor < this.#actions.length,
+    calm: () => this.#calm(),
+    answerMsMax: ANSWER_MS_MAX,
+  };
   #runUntil(isDone: () => boolean, what: string): void {
-    const world = this.#world;
-    let deadline = Number.POSITIVE_INFINITY;
-    while (!isDone()) {
-      if (this.#crash !== undefined && world.steps >= world.stopAtStep) this.#die(this.#crash);
-      if (!world.step()) {
-        if (this.#crash === undefined) break;
-        this.#die(this.#crash);
-        continue;
-      }
-      if (this.#cursor < this.#actions.length) continue;
-      if (deadline === Number.POSITIVE_INFINITY) {
-        this.#calm();
-        deadline = world.now + ANSWER_MS_MAX;
-      } else if (world.now > deadline) break;
-    }
-    if (!isDone())
+    if (!runUntil(this.#world, isDone, this.#course))
       throw new Violation(
-        `${what} does not end; in flight: ${this.#ports.map(({ host, initiator }) => `${initiator.state} ${initiator.inFlight} ${host.waitingFor}`).join("; ")}`,
+        `${what} does not end; in flight: ${this.#hosts.map(({ units, initiator }) => `${initiator.state} ${initiator.inFlight} ${units.map(({ host }) => host.waitingFor).join(", ")}`).join("; ")}`,
       );
   }
 }

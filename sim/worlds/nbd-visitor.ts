@@ -12,21 +12,19 @@ import type { World } from "../env/world.ts";
 import { conflicts, type PrState } from "../oracle/pr-model.ts";
 import { Violation } from "../violation.ts";
 import { Host, type Io } from "./host.ts";
-import type { Shared } from "./iscsi-port.ts";
+import { nameOfUnit, type Shared } from "./iscsi-port.ts";
 
 const PATIENCE_MS = 2000;
 
 export class NbdVisitor {
   readonly #world: World;
   readonly #port: number;
-  readonly #shared: Shared;
   #process: SimProcess | undefined;
   #isBusy = false;
 
-  constructor(world: World, port: number, shared: Shared) {
+  constructor(world: World, port: number) {
     this.#world = world;
     this.#port = port;
-    this.#shared = shared;
   }
 
   get isIdle(): boolean {
@@ -43,27 +41,28 @@ export class NbdVisitor {
     this.#isBusy = false;
   }
 
-  visit(io: Io): void {
+  visit(shared: Shared, io: Io): void {
     if (this.#isBusy) return;
     this.#isBusy = true;
     const process = (this.#process ??= this.#world.node("visitor").start());
     const leave = (): void => {
       if (this.#process === process) this.kill();
     };
-    start(this.#visit(process, io), leave, (error) => {
+    start(this.#visit(process, shared, io), leave, (error) => {
       if (!(error instanceof Refusal)) throw error;
       leave();
     });
   }
 
-  *#visit(process: SimProcess, io: Io): Task<void> {
-    const address = { address: { host: "server", port: this.#port }, exportName: "v", tls: undefined };
+  *#visit(process: SimProcess, shared: Shared, io: Io): Task<void> {
+    const name = nameOfUnit(shared.lun);
+    const address = { address: { host: "server", port: this.#port }, exportName: name, tls: undefined };
     const client = yield* NbdClient.open(process, address, {
       connections: 1,
       giveUpMs: PATIENCE_MS,
       waitMs: PATIENCE_MS,
     });
-    const { ticks, stamps, history, runs, reservations } = this.#shared;
+    const { ticks, stamps, history, runs, reservations } = shared;
     const run = { states: new Set<PrState>(reservations.possible) };
     runs.add(run);
     const access = io.kind === "read" || io.kind === "status" ? "read" : "write";
@@ -82,7 +81,7 @@ export class NbdVisitor {
         );
       return true;
     });
-    const target = { name: "v over NBD", device, history, frozen: undefined };
+    const target = { name: `${name} over NBD`, device, history, frozen: undefined };
     const isKnown = yield* perform<boolean>((resume) => {
       device.onLost = () => resume(false);
       if (!host.submit(target, io, () => resume(true))) resume(true);

@@ -19,6 +19,7 @@ import { History, Ticks } from "../oracle/history.ts";
 import { type Action, describeAction, type NetTrouble } from "../script.ts";
 import { Violation } from "../violation.ts";
 import { Host, type Target } from "./host.ts";
+import { type Course, runUntil, troubleNetwork } from "./settle.ts";
 
 export interface NbdSetup {
   readonly segmentBlocks: number;
@@ -226,24 +227,7 @@ export class NbdWorld {
   }
 
   #netTrouble(trouble: NetTrouble): void {
-    const { network } = this.#world;
-    switch (trouble.kind) {
-      case "faults":
-        Object.assign(network.faults, { reset: trouble.reset, vanish: trouble.vanish, clog: trouble.clog });
-        // A network that loses every longer message for hours lets nothing through: that is no fault to survive.
-        this.#world.plan(FAULTS_MS_MAX, () => network.faults.stop());
-        return;
-      case "partition": {
-        const [from, to] = trouble.fromServer ? [this.#server, this.#clientNode] : [this.#clientNode, this.#server];
-        network.cut(from, to, trouble.bothWays);
-        this.#world.plan(trouble.ms, () => network.heal(from, to));
-        return;
-      }
-      case "reset-all":
-        this.#world.fault("connection reset", this.#server);
-        for (const line of network.lines) line.reset();
-        return;
-    }
+    troubleNetwork(this.#world, this.#server, this.#clientNode, trouble, FAULTS_MS_MAX);
   }
 
   #calm(): void {
@@ -261,24 +245,16 @@ export class NbdWorld {
     }
   }
 
+  readonly #course: Course = {
+    isDoomed: () => this.#crash !== undefined,
+    die: () => this.#die(this.#crash!),
+    hasMore: () => this.#cursor < this.#actions.length,
+    calm: () => this.#calm(),
+    answerMsMax: ANSWER_MS_MAX,
+  };
   #runUntil(isDone: () => boolean, what: string): void {
-    const world = this.#world;
-    let deadline = Number.POSITIVE_INFINITY;
-    while (!isDone()) {
-      if (this.#crash !== undefined && world.steps >= world.stopAtStep) this.#die(this.#crash);
-      if (!world.step()) {
-        if (this.#crash === undefined) break;
-        // Nothing happens any more: then now is as good a time as any.
-        this.#die(this.#crash);
-        continue;
-      }
-      if (this.#cursor < this.#actions.length) continue;
-      if (deadline === Number.POSITIVE_INFINITY) {
-        this.#calm();
-        deadline = world.now + ANSWER_MS_MAX;
-      } else if (world.now > deadline) break;
-    }
-    if (!isDone()) throw new Violation(`${what} does not end; in flight: ${this.#host.waitingFor || "nothing"}`);
+    if (!runUntil(this.#world, isDone, this.#course))
+      throw new Violation(`${what} does not end; in flight: ${this.#host.waitingFor || "nothing"}`);
   }
 }
 

@@ -28,6 +28,7 @@ import {
   SharedServer,
   secretOf,
 } from "./scp-shared-server.ts";
+import { type Course, runUntil, troubleNetwork } from "./settle.ts";
 
 export interface ScpSharedSetup {
   readonly segmentBlocks: number;
@@ -398,24 +399,8 @@ export class ScpSharedWorld {
   }
 
   #netTrouble(trouble: NetTrouble): void {
-    const { network } = this.#world;
-    switch (trouble.kind) {
-      case "faults":
-        Object.assign(network.faults, { reset: trouble.reset, vanish: trouble.vanish, clog: trouble.clog });
-        this.#world.plan(FAULTS_MS_MAX, () => network.faults.stop());
-        return;
-      case "partition": {
-        const other = this.#sideOf(Math.floor(trouble.ms)).node;
-        const [from, to] = trouble.fromServer ? [this.#server.node, other] : [other, this.#server.node];
-        network.cut(from, to, trouble.bothWays, trouble.net);
-        this.#world.plan(trouble.ms, () => network.heal(from, to, trouble.net));
-        return;
-      }
-      case "reset-all":
-        this.#world.fault("connection reset", this.#server.node);
-        for (const line of network.lines) line.reset();
-        return;
-    }
+    const pick = trouble.kind === "partition" ? Math.floor(trouble.ms) : 0;
+    troubleNetwork(this.#world, this.#server.node, this.#sideOf(pick).node, trouble, FAULTS_MS_MAX);
   }
 
   #calm(): void {
@@ -511,30 +496,17 @@ export class ScpSharedWorld {
     }
   }
 
+  readonly #course: Course = {
+    isDoomed: () => this.#crash !== undefined,
+    die: () => this.#die(this.#crash!),
+    hasMore: () => this.#cursor < this.#actions.length,
+    calm: () => this.#calm(),
+    answerMsMax: ANSWER_MS_MAX,
+  };
   #runUntil(isDone: () => boolean, what: string): void {
-    const world = this.#world;
-    let deadline = Number.POSITIVE_INFINITY;
-    while (!isDone()) {
-      if (this.#crash !== undefined && world.steps >= world.stopAtStep) this.#die(this.#crash);
-      if (!world.step()) {
-        if (this.#crash === undefined) break;
-        this.#die(this.#crash);
-        continue;
-      }
-      if (this.#cursor < this.#actions.length) continue;
-      if (deadline === Number.POSITIVE_INFINITY) {
-        this.#calm();
-        deadline = world.now + ANSWER_MS_MAX;
-      } else if (world.now > deadline) {
-        if (this.#crash === undefined) break;
-        // So little happens that it would never come.
-        this.#die(this.#crash);
-        deadline = world.now + ANSWER_MS_MAX;
-      }
-    }
-    if (isDone()) return;
+    if (runUntil(this.#world, isDone, this.#course)) return;
     const states = this.#sides.map((side) => `${side.host.waitingFor || "nothing"}; ${this.#strangeness(side)}`);
-    for (const side of this.#sides) if (side.isUp) world.say(side.process, "stands at", side.scp.facts());
+    for (const side of this.#sides) if (side.isUp) this.#world.say(side.process, "stands at", side.scp.facts());
     throw new Violation(`${what} does not end; in flight: ${states.join(" | ")}`);
   }
 }

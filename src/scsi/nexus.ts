@@ -85,6 +85,10 @@ export class Nexus {
 
   addAttention(unit: object, asc: number): void {
     if (canary.armed === "scsi-attention-lost") return;
+    if (canary.armed === "scsi-attention-elsewhere") {
+      const other = [...this.#known].find((one) => one !== unit);
+      if (other !== undefined) unit = other;
+    }
     if (!this.#known.has(unit)) this.#greet(unit);
     const waiting = this.#attentions.get(unit) ?? [];
     // A reset makes whatever happened before it moot; the same news twice is one piece of news.

@@ -36,7 +36,6 @@ import {
 import { encodeText, parseText, type TextFault } from "#wire/iscsi/text";
 import type { IscsiConnection } from "./iscsi-connection.ts";
 import type { Outbox, Sendable } from "./iscsi-outbox.ts";
-import { DataResend } from "./iscsi-resend.ts";
 
 const FINAL = 0x80;
 const CONTINUE = 0x40;
@@ -398,28 +397,42 @@ export class ControlPdus {
     const tag = view.getUint32(head + BHS.taskTag);
     const begin = view.getUint32(head + SNACK.begin);
     const count = view.getUint32(head + SNACK.runLength);
+    const transferTag = view.getUint32(head + SNACK.transferTag);
     if (session.parameters.errorRecoveryLevel === 0) return this.reject(RejectReason.SNACK_REJECT, head);
-    if (type === SnackType.STATUS) {
-      if (!this.#resendStatus(begin, count)) this.reject(RejectReason.SNACK_REJECT, head);
-      return;
-    }
-    // Data is kept until its status is acknowledged: an acknowledgement of data alone changes nothing.
-    if (type === SnackType.DATA_ACK) return;
     const task = session.tasks.get(tag);
-    if (task === undefined || task.connection !== connection) return this.reject(RejectReason.SNACK_REJECT, head);
-    if (task.isWrite && !task.resendR2ts(begin, count)) return this.reject(RejectReason.SNACK_REJECT, head);
-    if (task.isWrite) return;
-    if (type === SnackType.R_DATA || !task.ended || begin >= Math.max(task.dataSn, 1))
-      return this.reject(RejectReason.SNACK_REJECT, head);
-    connection.outbox.push(new DataResend(task, begin, count));
+    let isDone = false;
+    if (type === SnackType.STATUS) isDone = this.#resendStatus(begin, count);
+    else if (type === SnackType.DATA_ACK) isDone = count === 0 && this.#acknowledgeData(transferTag, begin);
+    else if (task === undefined || task.connection !== connection) isDone = false;
+    else if (type === SnackType.R_DATA) isDone = begin === 0 && count === 0 && task.resegment(transferTag);
+    else if (type !== SnackType.DATA_OR_R2T) isDone = false;
+    else if (task.isWrite) isDone = task.resendR2ts(begin, count);
+    else {
+      const resend = task.resendData(begin, count);
+      isDone = resend !== undefined;
+      if (resend !== undefined) connection.outbox.push(resend);
+    }
+    // §11.16: what was not sent, or is acknowledged, cannot be asked for.
+    if (!isDone) this.reject(RejectReason.PROTOCOL_ERROR, head);
+  }
+
+  /** §11.16.2. False when what it says cannot be. */
+  #acknowledgeData(transferTag: number, begin: number): boolean {
+    const connection = this.#connection;
+    for (const task of connection.session!.tasks.values())
+      if (task.connection === connection && task.ackTag === transferTag && transferTag !== RESERVED_TAG)
+        return task.acknowledgeData(begin);
+    // Its status may have been acknowledged before, and then the command is over.
+    return true;
   }
 
   #resendStatus(begin: number, count: number): boolean {
     const connection = this.#connection;
     const session = connection.session!;
-    // 0 and 0: everything that has not been acknowledged. §11.16.4.
+    // 0 and 0: everything that has not been acknowledged. §11.16.6.
+    const isAll = begin === 0 && count === 0;
     const isWanted = (statSn: number): boolean =>
-      statSn >= 0 && !isBefore(statSn, begin) && (count === 0 || isBefore(statSn, (begin + count) >>> 0));
+      statSn >= 0 && (isAll || (!isBefore(statSn, begin) && (count === 0 || isBefore(statSn, (begin + count) >>> 0))));
     let found = 0;
     for (const pdu of this.#unacknowledged)
       if (isWanted(pdu.statSn)) {
@@ -428,8 +441,7 @@ export class ControlPdus {
       }
     for (const task of session.tasks.values())
       if (task.connection === connection && task.answered && !task.queued && isWanted(task.statSn)) {
-        task.answered = false;
-        connection.outbox.push(task);
+        task.resendStatus();
         found++;
       }
     return found > 0;

@@ -5,26 +5,35 @@ import type { IscsiTask } from "./iscsi-task.ts";
 export class DataResend implements Sendable {
   queued = false;
   readonly #task: IscsiTask;
+  readonly #cuts: number;
   #next: number;
   readonly #end: number;
 
-  /** @param count of PDUs; 0 for all from `begin` on. */
-  constructor(task: IscsiTask, begin: number, count: number) {
+  constructor(task: IscsiTask, begin: number, end: number) {
     this.#task = task;
+    this.#cuts = task.cuts;
     this.#next = begin;
-    this.#end = count === 0 ? Number.POSITIVE_INFINITY : begin + count;
+    this.#end = end;
   }
 
   write(outbox: Outbox): boolean {
     const task = this.#task;
-    // Acknowledged meanwhile: its buffer is another's.
-    if (!task.ended || task.session.tasks.get(task.tag) !== task || task.scsi.stage !== "done") return true;
-    while (this.#next < this.#end) {
+    const first = this.#next;
+    let isDone = true;
+    while (this.#isWanted && this.#next < this.#end && isDone) {
       const written = task.rewriteDataIn(outbox, this.#next);
-      if (written === "no-room") return false;
-      if (written === "beyond") return true;
-      this.#next++;
+      if (written === "beyond") break;
+      if (written === "no-room") isDone = false;
+      else this.#next++;
     }
-    return true;
+    // Until the batch has left its buffer must stay, even when the initiator acknowledges the answer meanwhile.
+    if (this.#next > first) outbox.finished(task);
+    return isDone;
+  }
+
+  /** Acknowledged meanwhile, its buffer is another's; cut anew, everything is sent again anyway. */
+  get #isWanted(): boolean {
+    const task = this.#task;
+    return task.session.tasks.get(task.tag) === task && task.cuts === this.#cuts && task.scsi.stage === "done";
   }
 }

@@ -229,7 +229,9 @@ export class IscsiSession implements Window {
     const isForMany =
       request.function === TaskFunction.ABORT_TASK_SET ||
       request.function === TaskFunction.CLEAR_TASK_SET ||
-      request.function === TaskFunction.LOGICAL_UNIT_RESET;
+      request.function === TaskFunction.LOGICAL_UNIT_RESET ||
+      request.function === TaskFunction.TARGET_WARM_RESET ||
+      request.function === TaskFunction.TARGET_COLD_RESET;
     if (isForMany && isBefore(this.expCmdSn, request.cmdSn)) this.#managing.push({ request, done });
     else this.#manage(request, done);
   }
@@ -250,6 +252,7 @@ export class IscsiSession implements Window {
       }
       case TaskFunction.LOGICAL_UNIT_RESET:
         if (unit === undefined) return done(TaskResponse.NO_LUN);
+        if (canary.armed === "iscsi-reset-all") return this.#resetAll(units, () => done(TaskResponse.COMPLETE));
         return server.resetUnit(unit, () => done(TaskResponse.COMPLETE));
       case TaskFunction.TARGET_WARM_RESET:
       case TaskFunction.TARGET_COLD_RESET:
@@ -265,6 +268,7 @@ export class IscsiSession implements Window {
 
   #resetAll(units: HostUnits, done: () => void): void {
     const all = new Set<LogicalUnit>(units.list().map((view) => view.unit));
+    if (canary.armed === "iscsi-reset-some" && all.size > 1) all.delete([...all].at(-1)!);
     let left = all.size;
     if (left === 0) return done();
     for (const unit of all)

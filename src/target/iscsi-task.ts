@@ -14,6 +14,7 @@ import { SamStatus, SenseKey } from "#wire/scsi/codes";
 import { statusOf } from "#wire/scsi/status";
 import type { IscsiConnection } from "./iscsi-connection.ts";
 import type { Outbox, Sendable } from "./iscsi-outbox.ts";
+import { DataResend } from "./iscsi-resend.ts";
 import type { IscsiSession } from "./iscsi-session.ts";
 
 /** The most R2Ts that one command has out at a time: what `TARGET_LIMITS.maxOutstandingR2t` may be at most. */
@@ -74,6 +75,19 @@ export class IscsiTask implements Sendable, TaskTransport {
   sent = 0;
   statSn = -1;
   answered = false;
+  /** Under which the initiator acknowledges data (§11.7.4): the same in all of its PDUs, however often they are sent. */
+  ackTag: number = RESERVED_TAG;
+  /** The first Data-In PDU that is not acknowledged, and where its data begins. */
+  #ackedSn = 0;
+  #ackedAt = 0;
+  /** Data-In PDUs have this much data, from number `#cutSn` and byte `#cutAt` on. 0 while there are none. */
+  #segment = 0;
+  #cutSn = 0;
+  #cutAt = 0;
+  /** Goes up when data is cut anew: what was to be sent again as it was before, is not. */
+  cuts = 0;
+  /** Of the last R-Data SNACK, or 0: the status is to carry it. §11.4.4. */
+  #snackTag = 0;
   /** There was no memory for its unsolicited data: it is told to come again. */
   noRoom = false;
   /** Nobody waits for the answer any more. */
@@ -112,6 +126,11 @@ export class IscsiTask implements Sendable, TaskTransport {
     this.sent = 0;
     this.statSn = -1;
     this.answered = false;
+    this.ackTag = RESERVED_TAG;
+    this.#ackedSn = this.#ackedAt = 0;
+    this.#segment = 0;
+    this.cuts++;
+    this.#snackTag = 0;
     this.orphan = false;
     this.noRoom = false;
     this.pinned = false;
@@ -284,8 +303,10 @@ export class IscsiTask implements Sendable, TaskTransport {
       this.#r2tSn = 0;
       return this.#goOn();
     }
-    this.answered = false;
-    this.seek(expDataSn);
+    // §11.5.6: 0 leaves what was acknowledged before, and so does a number that cannot be.
+    this.acknowledgeData(expDataSn);
+    this.#snackTag = 0;
+    this.#startOver();
     this.#answer();
   }
 
@@ -304,10 +325,10 @@ export class IscsiTask implements Sendable, TaskTransport {
     if (!this.queued && !this.answered) this.connection.outbox.push(this);
   }
 
-  /** Prepares to send the data from PDU `dataSn` on. */
-  seek(dataSn: number): void {
-    this.sent = 0;
-    this.dataSn = 0;
+  /** Finds the data of PDU `dataSn`, of those that are cut as they are now. */
+  #seek(dataSn: number): void {
+    this.sent = this.#cutAt;
+    this.dataSn = this.#cutSn;
     while (this.dataSn < dataSn && this.sent < this.scsi.inLength) {
       this.sent += this.#lengthAt(this.sent);
       this.dataSn++;
@@ -317,13 +338,77 @@ export class IscsiTask implements Sendable, TaskTransport {
   /** What the Data-In PDU carries that starts at `sent`: no more than the initiator takes, and not over a burst's end. */
   #lengthAt(sent: number): number {
     const { maxBurst } = this.session.parameters;
-    return Math.min(this.connection.parameters.sendMax, maxBurst - (sent % maxBurst), this.scsi.inLength - sent);
+    return Math.min(this.#segment, maxBurst - (sent % maxBurst), this.scsi.inLength - sent);
+  }
+
+  /** From here on data is cut to what the initiator takes now: it may have changed that, or be on another connection. */
+  #cut(): void {
+    this.#segment = this.connection.parameters.sendMax;
+    this.#cutSn = this.dataSn;
+    this.#cutAt = this.sent;
+    this.cuts++;
+  }
+
+  /** §11.16.2: data before PDU `dataSn` has arrived. False when that cannot be. */
+  acknowledgeData(dataSn: number): boolean {
+    if (dataSn < this.#ackedSn || dataSn > this.dataSn) return false;
+    // Before the last cut nobody knows any more where a PDU was: that it has arrived can be left out.
+    if (dataSn < this.#cutSn || this.#segment === 0) return true;
+    const { sent, dataSn: next } = this;
+    this.#seek(dataSn);
+    this.#ackedSn = this.dataSn;
+    this.#ackedAt = this.sent;
+    this.sent = sent;
+    this.dataSn = next;
+    return true;
+  }
+
+  /** §11.16: these PDUs again as they were, or undefined when they were not sent, or cannot be sent so now. 0, 0: all. */
+  resendData(begin: number, count: number): DataResend | undefined {
+    const first = begin === 0 && count === 0 ? this.#ackedSn : begin;
+    const end = count === 0 ? this.dataSn : begin + count;
+    const isThere = first < end && end <= this.dataSn && first >= Math.max(this.#ackedSn, this.#cutSn);
+    // §11.16.3: who takes less in a PDU than before must send an R-Data SNACK.
+    return isThere && this.#segment <= this.connection.parameters.sendMax
+      ? new DataResend(this, first, end)
+      : undefined;
+  }
+
+  /** The status again, as it was. */
+  resendStatus(): void {
+    if (this.scsi.inLength > 0 && this.#sendsStatusWithData) {
+      const last = this.resendData(this.dataSn - 1, 1);
+      if (last !== undefined) return this.connection.outbox.push(last);
+    }
+    this.answered = false;
+    this.connection.outbox.push(this);
+  }
+
+  /**
+   * §11.16.3 (R-Data SNACK): all data that is not acknowledged is sent again, cut to what the initiator takes now, and then
+   * the status, in a response that carries the tag. False when nothing was sent that could have been missed.
+   */
+  resegment(snackTag: number): boolean {
+    if (!this.isRead || !this.ended || (this.dataSn === 0 && !this.answered)) return false;
+    if (this.scsi.aborted || this.orphan) return false;
+    if (snackTag === 0 || snackTag === RESERVED_TAG || snackTag === this.#snackTag) return false;
+    this.#snackTag = snackTag;
+    this.#startOver();
+    this.connection.outbox.push(this);
+    return true;
+  }
+
+  #startOver(): void {
+    this.answered = false;
+    this.sent = this.#ackedAt;
+    this.dataSn = this.#ackedSn;
+    this.#cut();
   }
 
   /** Writes one Data-In PDU again, as it was. */
   rewriteDataIn(outbox: Outbox, dataSn: number): "written" | "no-room" | "beyond" {
     const { sent, dataSn: next } = this;
-    this.seek(dataSn);
+    this.#seek(dataSn);
     const length = this.sent < this.scsi.inLength ? this.#lengthAt(this.sent) : 0;
     const isThere = length > 0 && this.dataSn === dataSn && dataSn < next;
     const isLast = this.sent + length === this.scsi.inLength;
@@ -336,6 +421,7 @@ export class IscsiTask implements Sendable, TaskTransport {
     return written ? "written" : "no-room";
   }
   get #sendsStatusWithData(): boolean {
+    if (this.#snackTag !== 0) return false;
     return this.scsi.status === SamStatus.GOOD || this.scsi.status === SamStatus.CONDITION_MET;
   }
 
@@ -371,6 +457,7 @@ export class IscsiTask implements Sendable, TaskTransport {
     const { scsi } = this;
     const hasStatus = this.#sendsStatusWithData;
     while (this.sent < scsi.inLength) {
+      if (this.#segment !== this.connection.parameters.sendMax) this.#cut();
       const length = this.#lengthAt(this.sent);
       const isLast = this.sent + length === scsi.inLength;
       const isFinal = isLast || (this.sent + length) % this.session.parameters.maxBurst === 0;
@@ -389,10 +476,11 @@ export class IscsiTask implements Sendable, TaskTransport {
   #answered(outbox: Outbox): void {
     this.answered = true;
     if (this.meter !== undefined) this.#note(this.meter);
+    // However often it is answered, it was one command.
+    this.meter = undefined;
     outbox.finished(this);
   }
 
-  /** A command that was answered before, on a connection that is lost, is counted again with its second answer. */
   #note(meter: Meter): void {
     const { scsi } = this;
     const kind = kindOf(scsi);
@@ -413,7 +501,8 @@ export class IscsiTask implements Sendable, TaskTransport {
     if (asksAck) {
       view.setUint32(at + BHS.lun, this.lunHigh);
       view.setUint32(at + BHS.lun + 4, this.lunLow);
-      view.setUint32(at + DATA_IN.transferTag, this.session.nextTransferTag());
+      if (this.ackTag === RESERVED_TAG) this.ackTag = this.session.nextTransferTag();
+      view.setUint32(at + DATA_IN.transferTag, this.ackTag);
     }
     if (withStatus) {
       view.setUint8(at + DATA_IN.status, this.scsi.status);
@@ -436,6 +525,7 @@ export class IscsiTask implements Sendable, TaskTransport {
     const { view } = outbox;
     view.setUint8(at + SCSI_RESPONSE.status, scsi.status);
     view.setUint32(at + SCSI_RESPONSE.taskTag, canary.armed === "iscsi-wrong-tag" ? this.tag ^ 1 : this.tag);
+    view.setUint32(at + SCSI_RESPONSE.snackTag, this.#snackTag);
     view.setUint32(at + SCSI_RESPONSE.statSn, this.#takeStatSn(outbox));
     view.setUint32(at + SCSI_RESPONSE.expDataSn, this.dataSn + this.#r2tSn);
     view.setUint32(at + SCSI_RESPONSE.residual, this.#residual());

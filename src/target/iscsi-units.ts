@@ -2,6 +2,7 @@
  * Which units a host sees, and the units themselves. A unit is one volume, whoever looks at it: its task set and its
  * reservations are shared by all hosts; each host reaches it through a guard of its own, with its own rights.
  */
+import { canary } from "#base/canary";
 import type { BlockDevice } from "#device/device";
 import { Guard } from "#device/guard";
 import type { Meter } from "#device/meter";
@@ -63,7 +64,7 @@ export class UnitRegistry {
 
   /** The shared unit of a grant. */
   acquire(host: string, number: number): { readonly key: string; readonly unit: LogicalUnit } | undefined {
-    const grant = this.table.grant(host, number);
+    const grant = this.table.grant(host, canary.armed === "iscsi-wrong-unit" ? 0 : number);
     const device = grant === undefined ? undefined : this.#directory.find(grant.device);
     if (grant === undefined || device === undefined) return undefined;
     const { range } = grant;

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { after, before, describe, it } from "node:test";
 import { MIB } from "#base/units";
 import { Capture } from "#test/support/capture";
-import { header, RawInitiator, read10, TUR, write10 } from "#test/support/iscsi-client";
+import { header, type Pdu, RawInitiator, read10, TUR, text, write10 } from "#test/support/iscsi-client";
 import { INITIATORS, startRig, TARGET } from "#test/support/iscsi-rig";
 import { fileScope } from "#test/support/temp";
 
@@ -12,6 +12,13 @@ const NAME = INITIATORS[0]!;
 const GOOD = { initiator: NAME, target: TARGET };
 const CHAP = { user: "host", secret: "a secret of 16 b" };
 const MUTUAL = { user: "target", secret: "another, for us." };
+const DATA_IN = 0x25;
+const RESPONSE = 0x21;
+const REJECT = 0x3f;
+/** Kinds of SNACK. */
+const STATUS = 1;
+const DATA_ACK = 2;
+const R_DATA = 3;
 const scope = fileScope();
 
 describe("iSCSI initiators that misbehave", () => {
@@ -101,6 +108,195 @@ describe("iSCSI initiators that misbehave", () => {
     assert.equal(first.head.getUint32(40), 512);
     assert.equal((await bad.read()).head.getUint32(36), 2);
     bad.close();
+  });
+
+  /** What is sent on until a status comes: of each Data-In PDU its number, its place, its length; and the status PDU. */
+  const answerOf = async (one: RawInitiator): Promise<{ pdus: number[][]; data: Buffer; last: Pdu }> => {
+    const pdus: number[][] = [];
+    const data: Buffer[] = [];
+    for (;;) {
+      const pdu = await one.read();
+      if (pdu.opcode === DATA_IN) {
+        pdus.push([pdu.head.getUint32(36), pdu.head.getUint32(40), pdu.data.length]);
+        data.push(pdu.data);
+      }
+      if (pdu.opcode !== DATA_IN || (pdu.flags & 1) !== 0) return { pdus, data: Buffer.concat(data), last: pdu };
+    }
+  };
+  const snack = (one: RawInitiator, type: number, words: Record<number, number>): void =>
+    one.send(header(0x10, 0x80 | type, { 16: 0xffffffff, 20: 0xffffffff, 28: one.expStatSn, ...words }));
+  const takeAtMost = async (one: RawInitiator, bytes: number): Promise<void> => {
+    const words = { 16: one.nextTag++, 20: 0xffffffff, 24: one.cmdSn++, 28: one.expStatSn };
+    one.send(header(0x04, 0x80, words), text({ MaxRecvDataSegmentLength: String(bytes) }));
+    assert.equal((await one.read()).opcode, 0x24);
+  };
+
+  it("who takes less than before gets all data anew, and then the status under its tag", async () => {
+    const one = await open({ ErrorRecoveryLevel: "1", MaxRecvDataSegmentLength: "4096", DataDigest: "CRC32C" });
+    const content = Buffer.from(Array.from({ length: 8192 }, (_, at) => (at * 11) & 0xff));
+    assert.equal((await one.run(write10(400, 16), { write: content })).status, 0);
+    one.send(one.command(read10(400, 16), 8192, "read"));
+    const first = await answerOf(one);
+    assert.deepEqual(first.pdus, [
+      [0, 0, 4096],
+      [1, 4096, 4096],
+    ]);
+    const statSn = first.last.head.getUint32(24);
+    const tag = one.nextTag - 1;
+    // The initiator acts as if it had seen none of it.
+    one.expStatSn = statSn;
+    await takeAtMost(one, 3000);
+    one.expStatSn = statSn;
+    // Asked for as it was, it would be too long now.
+    snack(one, 0, { 16: tag });
+    assert.equal((await one.read()).opcode, REJECT);
+    for (const [index, length] of [3000, 5000].entries()) {
+      one.expStatSn = statSn;
+      if (index > 0) await takeAtMost(one, length);
+      one.expStatSn = statSn;
+      snack(one, R_DATA, { 16: tag, 20: 0x70 + index });
+      const again = await answerOf(one);
+      const lengths = [...Array(Math.floor(8192 / length)).fill(length), 8192 % length];
+      assert.deepEqual(
+        again.pdus,
+        lengths.map((bytes, sn) => [sn, sn * length, bytes]),
+      );
+      assert.deepEqual(again.data, content);
+      assert.equal(again.last.opcode, RESPONSE);
+      assert.equal(again.last.head.getUint8(3), 0);
+      assert.equal(again.last.head.getUint32(20), 0x70 + index, "the SNACK tag");
+      assert.equal(again.last.head.getUint32(24), statSn, "a status keeps its number");
+      assert.equal(again.last.head.getUint32(36), lengths.length, "ExpDataSN");
+      // The status alone, and data as it is cut now, can be had again.
+      one.expStatSn = statSn;
+      snack(one, STATUS, { 40: statSn, 44: 1 });
+      const { last } = await answerOf(one);
+      assert.deepEqual(
+        [last.opcode, last.head.getUint32(20), last.head.getUint32(24)],
+        [RESPONSE, 0x70 + index, statSn],
+      );
+      one.expStatSn = statSn;
+      snack(one, 0, { 16: tag, 40: 1, 44: 1 });
+      const second = await one.read();
+      assert.deepEqual([second.head.getUint32(36), second.head.getUint32(40)], [1, length]);
+      assert.deepEqual(second.data, content.subarray(length, 2 * length));
+    }
+    one.close();
+  });
+
+  it("data that was acknowledged is not sent again, and cannot be asked for", async () => {
+    const one = await open({ ErrorRecoveryLevel: "1", MaxRecvDataSegmentLength: "1024", MaxBurstLength: "2048" });
+    one.send(one.command(read10(0, 16), 8192, "read"));
+    const first = await answerOf(one);
+    assert.equal(first.pdus.length, 8);
+    const statSn = first.last.head.getUint32(24);
+    const tag = one.nextTag - 1;
+    one.expStatSn = statSn;
+    // The first PDU of the second burst, again: as it was, with its transfer tag for the acknowledgement.
+    snack(one, 0, { 16: tag, 40: 3, 44: 1 });
+    const again = await one.read();
+    assert.deepEqual([again.head.getUint32(36), again.flags & 0xc0], [3, 0xc0]);
+    const transferTag = again.head.getUint32(20);
+    assert.notEqual(transferTag, 0xffffffff);
+    for (const begin of [9, 0xffffffff]) {
+      snack(one, DATA_ACK, { 20: transferTag, 40: begin });
+      assert.equal((await one.read()).opcode, REJECT, `nobody can have seen ${begin} PDUs`);
+      one.expStatSn = statSn;
+    }
+    snack(one, DATA_ACK, { 20: transferTag, 40: 4 });
+    snack(one, 0, { 16: tag, 40: 2, 44: 3 });
+    assert.equal((await one.read()).opcode, REJECT);
+    one.expStatSn = statSn;
+    snack(one, 0, { 16: tag });
+    assert.deepEqual((await answerOf(one)).pdus, first.pdus.slice(4));
+    one.expStatSn = statSn;
+    snack(one, R_DATA, { 16: tag, 20: 5 });
+    const rest = await answerOf(one);
+    assert.deepEqual(rest.pdus, first.pdus.slice(4));
+    assert.equal(rest.last.head.getUint32(20), 5);
+    assert.equal(rest.last.head.getUint32(36), 8, "ExpDataSN");
+    one.close();
+  });
+
+  it("SNACKs for what never was are rejected, and those that come in floods do no harm", async () => {
+    const one = await open({ ErrorRecoveryLevel: "2", MaxRecvDataSegmentLength: "512", InitialR2T: "Yes" });
+    const written = one.command(write10(500, 4), 2048, "write");
+    one.send(written);
+    const r2t = await one.read();
+    one.send(one.command(read10(0, 64), 32768, "read"));
+    const { last } = await answerOf(one);
+    const statSn = last.head.getUint32(24);
+    const tag = one.nextTag - 1;
+    const wrong: [number, Record<number, number>][] = [
+      [R_DATA, { 16: tag, 20: 0 }],
+      [R_DATA, { 16: tag, 20: 0xffffffff }],
+      [R_DATA, { 16: tag, 20: 7, 40: 1 }],
+      [R_DATA, { 16: tag, 20: 7, 44: 1 }],
+      [R_DATA, { 16: tag + 1000, 20: 7 }],
+      [R_DATA, { 16: 0xffffffff, 20: 7 }],
+      [R_DATA, { 16: written.readUInt32BE(16), 20: 7 }],
+      [0, { 16: tag, 40: 64 }],
+      [0, { 16: tag, 40: 63, 44: 2 }],
+      [0, { 16: tag, 40: 0xffffffff, 44: 0xffffffff }],
+      [STATUS, { 40: statSn + 100, 44: 1 }],
+      [7, { 16: tag }],
+    ];
+    for (const [type, words] of wrong) {
+      one.expStatSn = statSn;
+      snack(one, type, words);
+      const answer = await one.read();
+      const PROTOCOL_ERROR = 4;
+      assert.deepEqual(
+        [answer.opcode, answer.head.getUint8(2)],
+        [REJECT, PROTOCOL_ERROR],
+        JSON.stringify([type, words]),
+      );
+    }
+    // Each begins the answer anew; with the status acknowledged in between, its buffer is given back while it is sent.
+    one.expStatSn = statSn;
+    const FLOOD = 500;
+    for (let n = 1; n <= FLOOD; n++) {
+      snack(one, n % 3 === 0 ? 0 : R_DATA, n % 3 === 0 ? { 16: tag } : { 16: tag, 20: n });
+      if (n % 100 === 99) snack(one, STATUS, { 40: statSn, 44: 1 });
+    }
+    one.expStatSn = statSn + 100;
+    one.answerR2t(r2t, Buffer.alloc(2048, 0x44));
+    for (;;) {
+      const pdu = await one.read();
+      if (pdu.opcode === RESPONSE && pdu.tag === r2t.tag) break;
+    }
+    one.close();
+    await serves();
+  });
+
+  it("what is sent again stays what it was, also when it is acknowledged before it has left", async () => {
+    const slow = await open({ ErrorRecoveryLevel: "1", DataDigest: "CRC32C", MaxRecvDataSegmentLength: "262144" });
+    const BLOCKS = 2048;
+    for (let at = 0; at < BLOCKS; at += 128)
+      assert.equal((await slow.run(write10(8192 + at, 128), { write: Buffer.alloc(65_536, 0xa1) })).status, 0);
+    const read = await slow.run(read10(8192, BLOCKS), { read: MIB });
+    assert.equal(read.data.length, MIB);
+    const statSn = (slow.expStatSn - 1) >>> 0;
+    slow.socket.pause();
+    const SNACKS = 40;
+    for (let n = 0; n < SNACKS; n++)
+      slow.send(header(0x10, 0x80, { 16: slow.nextTag - 1, 20: 0xffffffff, 28: statSn }));
+    // Much of it cannot leave yet. Now it is acknowledged, and others need memory.
+    const ping = { 16: 0x7000, 20: 0xffffffff, 24: slow.cmdSn, 28: slow.expStatSn };
+    slow.send(header(0x40, 0x80, ping));
+    const other = await open();
+    for (let n = 0; n < 8; n++)
+      assert.equal((await other.run(write10(0, BLOCKS), { write: Buffer.alloc(MIB, 0xb2) })).status, 0);
+    slow.socket.resume();
+    let again = 0;
+    for (let pdu = await slow.read(); pdu.opcode === DATA_IN; pdu = await slow.read(), again++)
+      assert.ok(
+        pdu.data.every((byte) => byte === 0xa1),
+        "nobody else's data",
+      );
+    assert.ok(again > 0, "some of it was on its way");
+    other.close();
+    slow.close();
   });
 
   it("a task whose connection died is finished on another one", async () => {
