@@ -108,11 +108,12 @@ export function clockContract(name: string, make: () => Ground | Promise<Ground>
         if (!stop) env.turn.soon(again);
       });
       env.turn.soon(again);
-      yield* perform(pause(env, 5));
+      // However late a busy machine lets it begin: it goes on, and pauses end.
+      do yield* perform(pause(env, 5));
+      while (runs < 3);
       stop = true;
       // What is asked for after it runs after it.
       yield* perform<void>((resume) => env.turn.soon(new Soon(() => resume())));
-      assert.ok(runs > 1);
       assert.equal(again.queued, false);
       const before = runs;
       env.turn.soon(again);
