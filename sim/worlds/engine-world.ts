@@ -15,7 +15,7 @@ import type { World } from "../env/world.ts";
 import { Ticks } from "../oracle/history.ts";
 import { type Action, type DrawnIo, describeAction, type Trouble } from "../script.ts";
 import { Violation } from "../violation.ts";
-import { Host, type Io, type Meaning, type Target } from "./host.ts";
+import { Host, type Io, type Meaning, runsOf, type Target } from "./host.ts";
 import { type OpenChange, SetModel, type VersionModel, type VolumeModel } from "./set-model.ts";
 import { applyTrouble, calm, type Excuses } from "./trouble.ts";
 
@@ -45,7 +45,6 @@ const DIRECTORY = "/data/set";
 /** Everything asked must be answered within this time once nothing goes wrong any more. Virtual milliseconds. */
 const ANSWER_MS_MAX = 120_000;
 const OPEN_ATTEMPTS_MAX = 20;
-const AUDIT_BLOCKS_MAX = 64;
 /** What the engine keeps per lane, for parts of blocks and for heads of groups; it outlives each set. */
 const LANE_BUFFERS = new Set([64 * 1024, 17 * 4096]);
 
@@ -491,13 +490,8 @@ export class EngineWorld {
 
   #auditVersion(model: VersionModel): void {
     const touched = model.kind === "volume" ? model.history.touched() : model.frozen.touched();
-    const blocks = [...touched].filter((block) => (block + 1) * model.blockSize <= model.size).sort((a, b) => a - b);
-    for (let i = 0; i < blocks.length; ) {
-      let end = i + 1;
-      while (end < blocks.length && blocks[end] === blocks[end - 1]! + 1 && end - i < AUDIT_BLOCKS_MAX) end++;
-      this.#submit(model, { kind: "read", block: blocks[i]!, count: end - i });
-      i = end;
-    }
+    const blocks = [...touched].filter((block) => (block + 1) * model.blockSize <= model.size);
+    for (const run of runsOf(blocks)) this.#submit(model, { kind: "read", ...run });
   }
 
   /* ------------------------------------------------------------- control */

@@ -62,6 +62,20 @@ class Request {
   }
 }
 
+/** Blocks of one read of an audit. */
+const RUN_BLOCKS_MAX = 64;
+
+/** Blocks as runs of neighbours, in order. */
+export function* runsOf(of: Iterable<number>): Generator<{ readonly block: number; readonly count: number }> {
+  const blocks = [...of].sort((a, b) => a - b);
+  for (let i = 0; i < blocks.length; ) {
+    let end = i + 1;
+    while (end < blocks.length && blocks[end] === blocks[end - 1]! + 1 && end - i < RUN_BLOCKS_MAX) end++;
+    yield { block: blocks[i]!, count: end - i };
+    i = end;
+  }
+}
+
 export class Host {
   readonly #process: SimProcess;
   readonly #words: Int32Array;
@@ -134,6 +148,11 @@ export class Host {
     if (io.source === undefined) target.device.submit(op);
     else target.device.copyFrom!(op, io.source.device, op.offset);
     return true;
+  }
+
+  /** Reads all of a volume that may differ from zeroes, or has. */
+  audit(target: Target): void {
+    for (const run of runsOf(target.history!.touched())) this.submit(target, { kind: "read", ...run });
   }
 
   /** Reads one block and judges nothing: `seen` gets what it is. */

@@ -65,7 +65,6 @@ const RESERVATIONS = "/data/reservations";
 const TARGET = "iqn.2025-01.example:sim";
 const ANSWER_MS_MAX = 600_000;
 const FAULTS_MS_MAX = 30_000;
-const AUDIT_BLOCKS_MAX = 64;
 const IO_BLOCKS_MAX = 64;
 const FULL_STATUS_BYTES = 4096;
 
@@ -557,13 +556,7 @@ export class IscsiWorld {
       throw new Violation(`a ${io.kind} on the server ends with "${status}"`);
     });
     const target = { name: nameOfUnit(lun), device: this.#versions[lun]!, history, frozen: undefined };
-    const blocks = [...history.touched()].sort((a, b) => a - b);
-    for (let i = 0; i < blocks.length; ) {
-      let end = i + 1;
-      while (end < blocks.length && blocks[end] === blocks[end - 1]! + 1 && end - i < AUDIT_BLOCKS_MAX) end++;
-      host.submit(target, { kind: "read", block: blocks[i]!, count: end - i });
-      i = end;
-    }
+    host.audit(target);
     this.#runUntil(() => host.inFlight === 0, "an audit");
   }
 

@@ -45,7 +45,6 @@ const DIRECTORY = "/data/set";
 const GIVE_UP_MS = 3_600_000;
 const ANSWER_MS_MAX = 600_000;
 const FAULTS_MS_MAX = 60_000;
-const AUDIT_BLOCKS_MAX = 64;
 /** Longer operations only take time here: cutting them up is the same as for short ones. */
 const IO_BLOCKS_MAX = 100;
 
@@ -236,13 +235,7 @@ export class NbdWorld {
   }
 
   #audit(): void {
-    const blocks = [...this.#history.touched()].sort((a, b) => a - b);
-    for (let i = 0; i < blocks.length; ) {
-      let end = i + 1;
-      while (end < blocks.length && blocks[end] === blocks[end - 1]! + 1 && end - i < AUDIT_BLOCKS_MAX) end++;
-      this.#host.submit(this.#target, { kind: "read", block: blocks[i]!, count: end - i });
-      i = end;
-    }
+    this.#host.audit(this.#target);
   }
 
   readonly #course: Course = {

@@ -59,7 +59,6 @@ export interface ScpSharedSetup {
 /** Everything asked must be answered, and everything known, within this once nothing goes wrong any more. */
 const ANSWER_MS_MAX: Millis = 120_000;
 const FAULTS_MS_MAX: Millis = 30_000;
-const AUDIT_BLOCKS_MAX = 64;
 const IO_BLOCKS_MAX = 160;
 
 type Crash = Extract<Action, { do: "kill" } | { do: "cut-power" }>;
@@ -472,7 +471,7 @@ export class ScpSharedWorld {
   #auditBy(side: HostSide): void {
     for (const device of this.#devices) {
       const unit = side.scp.unit(device.unit);
-      if (unit !== undefined) this.#audit(side.host, new UnitTarget(device, side.index, unit));
+      if (unit !== undefined) side.host.audit(new UnitTarget(device, side.index, unit));
     }
   }
 
@@ -482,18 +481,8 @@ export class ScpSharedWorld {
       throw new Violation(`a ${io.kind} on the server ends with "${status}"`);
     });
     for (const { name, history } of this.#devices)
-      this.#audit(host, { name, device: this.#server.find(name)!, history, frozen: undefined });
+      host.audit({ name, device: this.#server.find(name)!, history, frozen: undefined });
     this.#runUntil(() => host.inFlight === 0, "an audit on the server");
-  }
-
-  #audit(host: Host, target: Target): void {
-    const blocks = [...target.history!.touched()].sort((a, b) => a - b);
-    for (let i = 0; i < blocks.length; ) {
-      let end = i + 1;
-      while (end < blocks.length && blocks[end] === blocks[end - 1]! + 1 && end - i < AUDIT_BLOCKS_MAX) end++;
-      host.submit(target, { kind: "read", block: blocks[i]!, count: end - i });
-      i = end;
-    }
   }
 
   readonly #course: Course = {

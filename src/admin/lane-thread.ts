@@ -19,9 +19,10 @@ function makeThread(program: URL, name: string): Worker {
   });
 }
 
-/** Begins as many threads as a server has lanes by default. They keep no process alive. */
-export function makeThreadsAhead(program: URL): void {
-  for (let index = 0; index < availableParallelism(); index++) {
+/** Begins as many threads as a server has lanes, if that is known not to depend on its settings. They keep no process alive. */
+export function makeThreadsAhead(program: URL, isByDefault: boolean): void {
+  const count = isByDefault ? availableParallelism() : 1;
+  for (let index = 0; index < count; index++) {
     const thread = makeThread(program, `lane ${index}`);
     // What is wrong with it is heard by whoever takes it; until then it must not end the program.
     thread.on("error", ignore);
@@ -33,7 +34,8 @@ export function makeThreadsAhead(program: URL): void {
 /** A thread for lane `index`: one that was begun ahead, or a new one. */
 export function takeThread(program: URL, index: number): Worker {
   const thread = ahead.shift();
-  if (thread === undefined) return makeThread(program, `lane ${index}`);
+  // One that has ended (-1) has told nobody why; the next one will.
+  if (thread === undefined || thread.threadId === -1) return makeThread(program, `lane ${index}`);
   thread.off("error", ignore);
   thread.ref();
   return thread;

@@ -12,6 +12,9 @@ const WITH_VALUE = ["--data", "--api", "--api-token-file"];
 const argv = process.argv.slice(2);
 const first = argv.find((word, index) => !word.startsWith("-") && !WITH_VALUE.includes(argv[index - 1] ?? ""));
 const serves = first === "serve";
-if (serves && !argv.includes("--help") && !argv.includes("-h")) makeThreadsAhead(new URL("./lane.js", import.meta.url));
+/** With any of these a server may have other than one lane per core; one it has always. */
+const LANES_DEPEND_ON = /^--(lanes|env|iscsi|config)(=|$)/;
+if (serves && !argv.includes("--help") && !argv.includes("-h"))
+  makeThreadsAhead(new URL("./lane.js", import.meta.url), !argv.some((word) => LANES_DEPEND_ON.test(word)));
 const { main } = await import("./main.ts");
 process.exitCode = await main(argv, version, serves);

@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { Task } from "#base/task";
 import { BlockOp, Extents, type OpKind } from "#device/device";
+import { isDiskFault } from "#env/env";
 import { drawPowerCut } from "#sim/env/power-cuts";
 import type { SimProcess } from "#sim/env/sim-process";
 import { Resources, World } from "#sim/env/world";
@@ -132,6 +133,37 @@ test("a segment that is missing behind the checkpoint is damage, though only a l
   rig.run(after.version("db"), "write", 0, BLOCK, filled(BLOCK, 1));
   assert.notEqual(rig.last.status, "ok");
   rig.finish(after.close());
+  rig.world.end();
+});
+
+test("a checkpoint that one start could not open is not what the next one goes by", () => {
+  /** The disk does not give the newest checkpoint back, this time. */
+  class Blind extends DirectoryStore {
+    override *openCheckpoint(number: number): ReturnType<DirectoryStore["openCheckpoint"]> {
+      const numbers = yield* this.listCheckpoints();
+      if (!isDiskFault(numbers) && number === numbers.at(-1)) return "io";
+      return yield* super.openCheckpoint(number);
+    }
+  }
+  const rig = new Rig(2);
+  rig.create();
+  const db = rig.finish(rig.set.createVolume({ name: "db", size: 512 * BLOCK }));
+  rig.ok(db, "write", 0, BLOCK, filled(BLOCK, 1));
+  rig.finish(rig.set.checkpoint());
+  rig.finish(rig.set.close());
+
+  rig.set = rig.finish(VersionSet.open(rig.env, new Blind(rig.env, "/set"), OPTIONS));
+  assert.match(rig.set.damage.join(), /checkpoint-\d+ cannot be opened: io/);
+  assert.equal(rig.set.readOnly, undefined);
+  rig.ok(rig.set.version("db"), "write", BLOCK, BLOCK, filled(BLOCK, 2));
+  rig.ok(rig.set.version("db"), "flush", 0, 0);
+  rig.env.crash();
+
+  rig.env = rig.world.node("server").start();
+  const after = rig.open().version("db");
+  assert.deepEqual(rig.ok(after, "read", 0, BLOCK), filled(BLOCK, 1));
+  assert.deepEqual(rig.ok(after, "read", BLOCK, BLOCK), filled(BLOCK, 2));
+  rig.finish(rig.set.close());
   rig.world.end();
 });
 

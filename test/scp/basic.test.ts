@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { createSocket } from "node:dgram";
 import { after, describe, it } from "node:test";
 import { KIB, MIB } from "#base/units";
+import type { BlockOp } from "#device/device";
 import { discover } from "../../src/library/discover-scp.ts";
 import {
   grantOf,
@@ -58,6 +59,35 @@ describe("discovery", () => {
     assert.equal(heard, 0);
     socket.close();
     await world.close();
+  });
+});
+
+describe("a host whose process died", () => {
+  const world = new ScpWorld();
+  after(() => world.close());
+
+  it("is welcomed, as another instance, when nothing of its ended session is at the devices any more", async () => {
+    const device = world.addMemory("db");
+    const submit = device.submit.bind(device);
+    const held: BlockOp[] = [];
+    device.submit = (op) => void (op.kind === "write" ? held.push(op) : submit(op));
+    world.rights([hostRecord("web", { secret: SECRET })], [grantOf("web", "db", 0)]);
+    await world.serve();
+    const dying = world.host("web");
+    const unit = await world.unit(dying, 0);
+    const write = world.run(unit, "write", 0, 4096, pattern(4096, 1));
+    await until(() => held.length === 1, "the write's arrival at the device");
+    dying.stop();
+    await until(() => world.front.connections().length === 0, "the end of the session");
+
+    const again = world.host("web");
+    const isAdmitted = (): boolean => world.front.connections().some(({ host }) => host === "web");
+    await until(isAdmitted, "the arrival of the next session");
+    await new Promise((resolve) => setTimeout(resolve, 200));
+    assert.equal(again.configured, undefined);
+    for (const op of held) submit(op);
+    await world.unit(again, 0);
+    await write;
   });
 });
 

@@ -5,7 +5,12 @@ import { join } from "node:path";
 const agent = new Agent({ keepAlive: true, maxSockets: 4 });
 
 /** One call; rejects when there is no server or the status is not a success. */
-export function call<T>(data: string, method: "GET" | "POST" | "DELETE", path: string, body?: object): Promise<T> {
+export function call<T>(
+  data: string,
+  method: "GET" | "POST" | "PATCH" | "DELETE",
+  path: string,
+  body?: object,
+): Promise<T> {
   return new Promise((resolve, reject) => {
     const text = body === undefined ? undefined : JSON.stringify(body);
     const headers =
