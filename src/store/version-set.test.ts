@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import type { Task } from "#base/task";
+import { perform, type Task } from "#base/task";
 import { BlockOp, Extents, type OpKind } from "#device/device";
 import { isDiskFault } from "#env/env";
 import { drawPowerCut } from "#sim/env/power-cuts";
@@ -150,6 +150,13 @@ test("a checkpoint that one start could not open is not what the next one goes b
   const db = rig.finish(rig.set.createVolume({ name: "db", size: 512 * BLOCK }));
   rig.ok(db, "write", 0, BLOCK, filled(BLOCK, 1));
   rig.finish(rig.set.checkpoint());
+  rig.env.crash();
+  rig.env = rig.world.node("server").start();
+  // A segment of a run that was cut short: the log is to go on behind its number, and only the newest checkpoint knows.
+  const segment = rig.finish(perform(rig.env.disk.open("/set/segment-000000000007", "create")));
+  assert.ok(!isDiskFault(segment));
+  rig.finish(perform(rig.env.disk.close(segment)));
+  rig.open();
   rig.finish(rig.set.close());
 
   rig.set = rig.finish(VersionSet.open(rig.env, new Blind(rig.env, "/set"), OPTIONS));
