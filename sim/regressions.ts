@@ -200,4 +200,9 @@ export const REGRESSIONS: readonly Regression[] = [
     scenario: "scp-shared",
     found: "the checker itself: a killed host's write that the server still had was taken to be over",
   },
+  {
+    seed: 900058630,
+    scenario: "scp-shared",
+    found: "what a host had for a deleted device reached the next one, in a session that began between the two",
+  },
 ];

@@ -58,7 +58,7 @@ export class ConfigConnection {
   #ports: DataPorts | undefined;
   #unwatch: (() => void) | undefined;
   #why: SessionEnd | undefined;
-  /** Numbers of units that the session has had, and that were taken away. */
+  /** Numbers of units that the session has had, and that were taken away; or that had no device when it was told of them. */
   readonly #removed = new Set<number>();
   #over = false;
 
@@ -202,7 +202,10 @@ export class ConfigConnection {
   }
 
   #units(): UnitRecord[] {
-    return this.#front.table.list(this.session?.host ?? "").map(({ unit, device, shape }) => ({
+    const listed = this.#front.table.list(this.session?.host ?? "");
+    // The host goes on asking the one that it knew: whether the next one is that, it finds out with a session of its own.
+    for (const { unit, shape } of listed) if (shape === undefined) this.#removed.add(unit);
+    return listed.map(({ unit, device, shape }) => ({
       unit,
       name: device,
       size: shape?.size ?? 0,

@@ -91,6 +91,22 @@ describe("a host whose process died", () => {
   });
 });
 
+describe("a unit without a device", () => {
+  const world = new ScpWorld();
+  after(() => world.close());
+
+  it("ends the sessions that were told of it when it gets one: what they ask may be meant for another", async () => {
+    world.rights([hostRecord("web", { secret: SECRET })], [grantOf("web", "db", 0)]);
+    await world.serve();
+    const host = world.host("web");
+    await world.unit(host, 0);
+    assert.equal(host.facts().reconfigurations, 1);
+    world.addMemory("db", MIB);
+    await until(() => host.unit(0)?.size === MIB, "the device's arrival at the host");
+    assert.equal(host.facts().reconfigurations, 2);
+  });
+});
+
 for (const version of [1, 2])
   describe(`our host over version ${version}`, () => {
     const world = new ScpWorld();
