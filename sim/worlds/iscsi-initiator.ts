@@ -257,6 +257,7 @@ export class SimInitiator {
     if (this.state !== "up" || this.#logoutTag >= 0) return false;
     const connection = this.chance.pick(this.#connections);
     this.#logoutTag = this.#nextTag();
+    this.#logoutAt = this.env.world.now;
     const pdu = connection.request(Opcode.LOGOUT_REQUEST | IMMEDIATE, FINAL | LogoutReason.CLOSE_SESSION, 0);
     viewOf(pdu).setUint32(BHS.taskTag, this.#logoutTag);
     viewOf(pdu).setUint32(REQUEST.cmdSn, this.cmdSn);
@@ -509,6 +510,7 @@ export class SimInitiator {
     this.env.plan(LOOK_MS, () => {
       const { now } = this.env.world;
       const { patienceMs } = this.settings;
+      if (this.#logoutTag >= 0 && now - this.#logoutAt > patienceMs) this.drop("a logout is not answered");
       if (this.state === "up") {
         for (const { at } of this.#managing.values())
           if (now - at > patienceMs) {
@@ -523,6 +525,7 @@ export class SimInitiator {
     });
   }
   loginAt = 0;
+  #logoutAt = 0;
 
   #nextTag(): number {
     do this.#tag = (this.#tag + 1) & 0xffff;
