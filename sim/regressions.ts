@@ -210,4 +210,34 @@ export const REGRESSIONS: readonly Regression[] = [
     scenario: "iscsi",
     found: "the checker itself: its initiator waited for ever for the answer to a logout",
   },
+  {
+    seed: 900039694,
+    scenario: "nbd-slow",
+    found: "a client that had stood still took its server for silent: what was under way there came after newer writes",
+  },
+  {
+    seed: 1000040706,
+    scenario: "nbd-slow",
+    found: "as 900039694",
+  },
+  {
+    seed: 900067464,
+    scenario: "nbd-network",
+    found: "each lost connection began the repetition of unflushed writes anew: none lasted to its end",
+  },
+  {
+    seed: 900088969,
+    scenario: "nbd-network",
+    found: "as 900067464",
+  },
+  {
+    seed: 1000019197,
+    scenario: "iscsi",
+    found: "CLEAR TASK SET let a waiting command begin, which heard a unit attention and was then aborted without a word",
+  },
+  {
+    seed: 1000074023,
+    scenario: "failing-disk",
+    found: "a set opened for reading only answered a flush, with writes of the run before in the page cache only",
+  },
 ];

@@ -177,6 +177,9 @@ class Parrot implements Line {
   close(): void {
     this.ear.onClosed("stopped");
   }
+  abort(): void {
+    this.close();
+  }
   /** Says `length` bytes of the memory, and takes what is answered. */
   say(at: number, length: number): void {
     const { memory } = this.#env;

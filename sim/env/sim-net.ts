@@ -249,6 +249,19 @@ export class SimLine implements Line {
     else this.other.#finish();
   }
 
+  abort(): void {
+    if (this.isOver) return;
+    this.#end("stopped");
+    // What has left the machine is there before the reset, or lost with it: nobody is left to send it again.
+    const { world } = this.process;
+    const { other } = this;
+    const delay = Math.max(other.#lastArrival - world.now, world.chance.span(world.network.faults.latencyMs));
+    world.plan(delay, () => {
+      other.#isDeaf = true;
+      if (!world.network.isCut(this.#node, other.#node, this.#net)) other.fail("reset");
+    });
+  }
+
   /** Both sides learn that the connection is reset; what is under way is lost. */
   reset(): void {
     this.fail("reset");

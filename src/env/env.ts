@@ -173,6 +173,11 @@ export interface Line {
    * is fine.
    */
   close(): void;
+  /**
+   * Ends the line as `close` does, and what was sent and has not left this machine is not sent any more: a socket that is
+   * closed goes on sending it for minutes. The other side is told by a reset, if it can be told.
+   */
+  abort(): void;
 }
 export interface Ear {
   /** `count` bytes came; 0 means that the other side has finished sending. */

@@ -36,6 +36,8 @@ import { Unflushed } from "./unflushed.ts";
 const ZERO_BYTES = 256 * KIB;
 const SECTOR_BYTES = 512;
 const RETRY_MS = 250;
+/** Repeated writes are made durable after so much: if the connection is lost again and again, each brings them further. */
+const REPLAY_FLUSH_BYTES = 256 * KIB;
 /** Before a request is given up, it may be lost with so many connections, however long that takes. */
 const ATTEMPTS_MIN = 5;
 
@@ -74,6 +76,8 @@ export class NbdClient implements BlockDevice {
   /** The next kept write to repeat, by number; and how many repeats are in flight. */
   #replayNext = 0;
   #replaysOpen = 0;
+  /** Bytes repeated that no flush has covered yet. */
+  #replayedBytes: Bytes = 0;
   /** Acknowledged writes may be lost: no more writes, and no flush that would lie. */
   #isPoisoned = false;
   #hasGivenUp = false;
@@ -234,7 +238,7 @@ export class NbdClient implements BlockDevice {
         this.#failPart(part, "failed");
         return true;
       }
-      const connection = this.#pick();
+      const connection = this.#pick(changes(part.kind));
       if (connection === undefined) return false;
       this.#redo.shift();
       this.#sendPart(connection, part);
@@ -245,10 +249,14 @@ export class NbdClient implements BlockDevice {
   }
 
   /** The connection in service with the fewest requests in flight, if there is one with room. */
-  #pick(): NbdConnection | undefined {
+  #pick(isChange = false): NbdConnection | undefined {
     let best: NbdConnection | undefined;
     for (const connection of this.#serving)
-      if (connection.freeCount > 0 && (best === undefined || connection.outstanding < best.outstanding))
+      if (
+        connection.freeCount > 0 &&
+        (best === undefined || connection.outstanding < best.outstanding) &&
+        !(isChange && connection.isDoubtful)
+      )
         best = connection;
     return best;
   }
@@ -261,7 +269,7 @@ export class NbdClient implements BlockDevice {
       job.status = "failed";
       return this.#allTaken(job);
     }
-    const connection = this.#pick();
+    const connection = this.#pick(isChange);
     if (connection === undefined) return false;
     if (job.kind === "flush") {
       // "If the server did not offer SEND_FLUSH": nothing that it acknowledges is volatile, as far as anyone can know.
@@ -433,7 +441,7 @@ export class NbdClient implements BlockDevice {
   /** Makes room among the kept writes, without anyone having asked for it. */
   #flushSoon(): void {
     const connection = this.#pick();
-    if (this.#isFlushing || connection === undefined || this.#phase === "replaying") return;
+    if (this.#isFlushing || connection === undefined) return;
     this.#isFlushing = true;
     const part = this.#partPool.take();
     part.purpose = "flush";
@@ -446,6 +454,7 @@ export class NbdClient implements BlockDevice {
   #onFlushed(part: NbdPart, status: Status): void {
     if (part.purpose === "flush") this.#isFlushing = false;
     if (status === "ok") {
+      this.#replayedBytes = 0;
       if (this.#options.unflushed === "replay") this.#unflushed.drop(part.mark);
       else this.#flushed = Math.max(this.#flushed, part.mark);
       if (this.#phase === "proving" && part.epoch === this.#epoch) this.#serve();
@@ -460,6 +469,8 @@ export class NbdClient implements BlockDevice {
 
   /** What a flush that is sent now covers. */
   get #mark(): number {
+    // The server may be another one since: it has what was repeated, and no more.
+    if (this.#phase === "replaying") return this.#replayNext;
     return this.#options.unflushed === "replay" ? this.#unflushed.mark : this.#acknowledged;
   }
 
@@ -645,6 +656,7 @@ export class NbdClient implements BlockDevice {
     this.#phase = "replaying";
     this.#replayNext = this.#unflushed.firstNumber;
     this.#replaysOpen = 0;
+    this.#replayedBytes = 0;
     this.#env.log.info(
       { export: this.#target.exportName, writes: this.#unflushed.count },
       "Repeating unflushed writes",
@@ -671,13 +683,19 @@ export class NbdClient implements BlockDevice {
 
   #replayOne(): boolean {
     const kept = this.#unflushed.at(this.#replayNext);
+    const isDue = this.#replayedBytes >= REPLAY_FLUSH_BYTES;
+    if (this.#replaysOpen > 0 && (kept === undefined || isDue)) return false;
     if (kept === undefined) {
-      if (this.#replaysOpen > 0) return false;
       this.#endReplay();
       return true;
     }
+    if (isDue) {
+      if (this.#isFlushing) return false;
+      this.#flushSoon();
+      return this.#isFlushing;
+    }
     // One after another where they overlap; `#changing` holds only what waits to be sent again, later than these.
-    const connection = this.#pick();
+    const connection = this.#pick(true);
     if (connection === undefined || (this.#replaysOpen > 0 && this.#overlapsReplay(kept.offset, kept.length)))
       return false;
     const part = this.#partPool.take();
@@ -691,6 +709,7 @@ export class NbdClient implements BlockDevice {
     part.noHole = kept.noHole;
     this.#replayNext++;
     this.#replaysOpen++;
+    this.#replayedBytes += kept.length;
     this.#replayedCount++;
     this.#sendPart(connection, part);
     return true;

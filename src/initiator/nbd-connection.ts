@@ -26,6 +26,8 @@ export interface ConnectionOwner {
 const HEADER_BYTES = requestBytes(true);
 /** For a server to take our goodbye; then the line is closed without. */
 const FAREWELL_MS = 1_000;
+/** Silence is counted in so many looks, of which one stands for all the time in which we did not run ourselves. */
+const SILENT_LOOKS = 8;
 
 export class NbdConnection implements Ear {
   readonly export: NbdExport;
@@ -50,7 +52,8 @@ export class NbdConnection implements Ear {
   readonly #sent: boolean[] = [];
   /** Answered by a server in a hurry, while the request was still being sent. */
   readonly #early: NbdSlot[] = [];
-  #heardAt: Millis = 0;
+  /** Looks since something was heard. */
+  #silentLooks = 0;
   #farewell: "none" | "wanted" | "said" = "none";
   #end: ConnectionEnd | undefined = undefined;
 
@@ -98,11 +101,19 @@ export class NbdConnection implements Ear {
     return this.#slots.length - this.#free.length;
   }
 
+  /**
+   * It has owed answers for so long that it may be given up soon: no place for changes, which then could be carried out
+   * after they have been repeated on another connection, and after newer ones.
+   */
+  get isDoubtful(): boolean {
+    return this.#silentLooks > SILENT_LOOKS / 2;
+  }
+
   /** A slot to fill in and `send`. There must be a free one. */
   take(): NbdSlot {
     if (this.outstanding === 0) {
-      this.#heardAt = this.#env.clock.now();
-      this.#alarm.at = this.#heardAt + this.#silenceMs;
+      this.#silentLooks = 0;
+      this.#lookAgain();
     }
     return this.#free.pop()!;
   }
@@ -127,7 +138,9 @@ export class NbdConnection implements Ear {
     if (this.#end !== undefined) return;
     this.#end = end;
     this.#alarm.at = Infinity;
-    this.#joined.line.close();
+    // What is unanswered is repeated elsewhere: it must not be carried out here when that has long been overwritten.
+    if (this.outstanding > 0) this.#joined.line.abort();
+    else this.#joined.line.close();
   }
 
   #sendWaiting(): void {
@@ -168,7 +181,7 @@ export class NbdConnection implements Ear {
       this.drop("stopped");
       return;
     }
-    this.#heardAt = this.#env.clock.now();
+    this.#silentLooks = 0;
     for (const slot of this.#sending) this.#sent[slot.index] = true;
     this.#sending.length = 0;
     for (const slot of this.#early.splice(0)) this.#finish(slot);
@@ -181,7 +194,7 @@ export class NbdConnection implements Ear {
       this.drop("ended");
       return;
     }
-    this.#heardAt = this.#env.clock.now();
+    this.#silentLooks = 0;
     const fault = this.#stream.handleReceived(count);
     if (fault !== undefined) this.drop(fault);
     else if (this.#end === undefined) this.#receive();
@@ -213,7 +226,10 @@ export class NbdConnection implements Ear {
 
   #finish(slot: NbdSlot): void {
     this.#free.push(slot);
-    if (this.outstanding === 0) this.#alarm.at = Infinity;
+    if (this.outstanding === 0) {
+      this.#alarm.at = Infinity;
+      this.#silentLooks = 0;
+    }
     this.#owner.onReply(this, slot);
   }
 
@@ -223,8 +239,11 @@ export class NbdConnection implements Ear {
       return;
     }
     if (this.#end !== undefined || this.outstanding === 0) return;
-    const until = this.#heardAt + this.#silenceMs;
-    if (this.#env.clock.now() >= until) this.drop("silent");
-    else this.#alarm.at = until;
+    if (++this.#silentLooks > SILENT_LOOKS) this.drop("silent");
+    else this.#lookAgain();
+  }
+
+  #lookAgain(): void {
+    this.#alarm.at = this.#env.clock.now() + this.#silenceMs / SILENT_LOOKS;
   }
 }

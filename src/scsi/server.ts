@@ -95,8 +95,9 @@ export class DeviceServer {
   abort(tasks: readonly ScsiTask[], done: () => void): void {
     const pending = new Set(tasks.filter((task) => task.stage !== "done" && task.stage !== "idle"));
     const abortion = { tasks: pending, done };
+    // All of them first: as one ends, the next one's turn comes.
+    for (const task of pending) task.aborted = true;
     for (const task of [...pending]) {
-      task.aborted = true;
       if (task.stage === "executing") {
         if (canary.armed === "scsi-abort-early") pending.delete(task);
         continue;
@@ -138,12 +139,16 @@ export class DeviceServer {
     const { aborted } = task;
     task.transport.finish(task);
     if (aborted) this.#aborted(task);
-    if (woken !== undefined) for (const next of woken) if (next.stage === "dormant") this.#begin(next);
+    if (woken !== undefined) this.#wake(woken);
+  }
+
+  #wake(woken: readonly ScsiTask[]): void {
+    for (const next of woken) if (next.stage === "dormant" && !next.aborted) this.#begin(next);
   }
 
   /** A command goes on in the background: those behind it need not wait for it. */
   relax(task: ScsiTask): void {
-    for (const next of task.unit!.tasks.relax(task)) if (next.stage === "dormant") this.#begin(next);
+    this.#wake(task.unit!.tasks.relax(task));
   }
 
   /** Ends a command with CHECK CONDITION. `field`: the first wrong byte of the CDB, where that is the reason. */

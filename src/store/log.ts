@@ -178,6 +178,7 @@ export class Log {
   /** When the current segment began to be filled. */
   #rolledAt: Millis = 0;
   stopped: LogStop | undefined;
+  #isSynced = true;
 
   readonly #queue = new EntryQueue();
   /** The cleaner's copies go first: they are few, and they make room. */
@@ -255,8 +256,12 @@ export class Log {
     });
   }
 
-  /** Continues behind what replay found. `current` is given when its tail is clean, so that it can be filled up. */
-  resume(lastSegment: number, nextGroup: number, current: Segment | undefined): void {
+  /**
+   * Continues behind what replay found. `current` is given when its tail is clean, so that it can be filled up. Without
+   * `isSynced`, what was found is not all on stable storage; then nothing may be appended, and a flush fails.
+   */
+  resume(lastSegment: number, nextGroup: number, current: Segment | undefined, isSynced: boolean): void {
+    this.#isSynced = isSynced;
     this.#lastSegment = lastSegment;
     this.#nextGroup = nextGroup;
     this.syncer.resume(nextGroup - 1);
@@ -302,6 +307,7 @@ export class Log {
   /** Answers when all that has been applied until now is on stable storage. May answer at once. */
   sync(done: (status: Status) => void): void {
     if (this.stopped !== undefined) return done(this.stopped === "closed" ? "gone" : this.stopped);
+    if (!this.#isSynced) return done("failed");
     this.#flushBlocks += (this.#unflushedBlocks - this.#flushBlocks) * NEWEST_FLUSH;
     this.#unflushedBlocks = 0;
     this.syncer.sync(done);

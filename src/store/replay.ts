@@ -45,6 +45,8 @@ export interface Replay {
   readonly damage: readonly string[];
   /** Groups that reached the disk only in part, or without those before them. */
   readonly dropped: number;
+  /** All groups are on stable storage. Where there is damage nothing is written, and the last ones may be in the page cache only. */
+  readonly isSynced: boolean;
 }
 
 /** Finds all groups from `group` on, which is expected in `segment` at `block`. */
@@ -151,6 +153,7 @@ class Scan {
       }
     }
 
+    let isSynced = true;
     // Groups behind the last one known to be synced may have reached the disk in part.
     for (let index = 0; index < groups.length; index++) {
       const found = groups[index]!;
@@ -160,14 +163,15 @@ class Scan {
         groups = groups.slice(0, index);
         break;
       }
-      yield* this.#writeAgain(found);
+      if (this.#damage.length > 0) isSynced = false;
+      else yield* this.#writeAgain(found);
     }
     yield* this.#syncWrittenAgain();
     if (canary.armed === "forget-last-group") groups.pop();
     const final = groups[groups.length - 1];
     const upTo = final?.segment ?? segment;
     const segments = chain.filter(({ number }) => number <= upTo || number === segment);
-    return { groups, segments, files: this.#files, damage: this.#damage, dropped };
+    return { groups, segments, files: this.#files, damage: this.#damage, dropped, isSynced };
   }
 
   *#file(number: number): Task<File | undefined> {
@@ -304,7 +308,7 @@ class Scan {
    * or after a failed fdatasync, which leaves pages that look written and are written to the disk by no later sync.
    */
   *#writeAgain(found: FoundGroup): Task<void> {
-    if (this.#damage.length > 0 || canary.armed === "trust-page-cache") return;
+    if (canary.armed === "trust-page-cache") return;
     const file = this.#files.get(found.segment)!;
     const length = (found.head.headBlocks + found.head.dataBlocks) * BLOCK_BYTES;
     let fault = yield* transfer(this.#env.disk, "write", file, found.block * BLOCK_BYTES, this.#at, length);

@@ -158,7 +158,7 @@ export class VersionSet implements LogUser {
   static *create(env: Env, store: SegmentStore, options: SetOptions = {}): Task<VersionSet> {
     const segmentBlocks = options.segmentBlocks ?? SEGMENT_BLOCKS_DEFAULT;
     const set = new VersionSet(env, store, options, newUuid(env), segmentBlocks, new LeafArena());
-    set.log.resume(0, 1, undefined);
+    set.log.resume(0, 1, undefined, true);
     const fault = yield* set.#writeCheckpoint(false);
     if (fault !== undefined) throw diskRefusal(fault, `make ${store.describeCheckpoint(1)}`);
     set.#wake();
@@ -313,7 +313,7 @@ export class VersionSet implements LogUser {
         current = undefined;
       }
     }
-    this.log.resume(last, lastGroup + 1, current);
+    this.log.resume(last, lastGroup + 1, current, replay.isSynced);
     this.#blocksSinceCheckpoint = this.#entriesSinceCheckpoint * 2;
     if (replay.dropped > 0)
       this.env.log.info({ dropped: replay.dropped }, "groups that had not been flushed when the server ended are gone");

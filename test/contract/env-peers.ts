@@ -14,6 +14,10 @@ import { connected, type Ground, good, Porter, pause, Talk } from "./env-ground.
 
 const portOf = (listener: Listener): number => ("port" in listener.address ? listener.address.port : 0);
 
+/** How /proc/net/tcp names the near end of a connection of 127.0.0.1 with itself. */
+const tcpPair = (near: number, far: number): string =>
+  [near, far].map((port) => `0100007F:${port.toString(16).toUpperCase().padStart(4, "0")}`).join(" ");
+
 /** A stream of Node's as the other side. */
 function* dialled(ground: Ground) {
   const porter = new Porter(ground.env);
@@ -77,6 +81,29 @@ export function envPeersContract(name: string, make: () => Ground): void {
       env.memory.free(at);
       listener.close();
       other.close();
+    });
+
+    claim("a line that is aborted does not go on sending", function* (ground) {
+      const { env } = ground;
+      const { socket, talk, listener } = yield* dialled(ground);
+      // More than the kernel takes: the rest waits on this machine, and a line that is closed has it delivered later.
+      socket.pause();
+      const length = 2 ** 20;
+      const at = env.memory.allocate(length);
+      talk.pieces.clear();
+      talk.pieces.add(at, length);
+      for (let i = 1; i < 32; i++) talk.pieces.add(at, length);
+      talk.sendPieces()(() => {});
+      yield* perform(pause(env, 20));
+      const isInKernel = () =>
+        readFileSync("/proc/net/tcp", "utf8").includes(tcpPair(portOf(listener), socket.localPort!));
+      assert.ok(isInKernel());
+      talk.line.abort();
+      assert.equal(yield* perform(talk.closed()), "stopped");
+      assert.ok(!isInKernel(), "the kernel still has something to send");
+      env.memory.free(at);
+      socket.destroy();
+      listener.close();
     });
 
     claim("a listening socket that was handed to the process is used", function* (ground) {
@@ -213,6 +240,17 @@ export function envPeersContract(name: string, make: () => Ground): void {
     fails("a client without the certificate asked for", { ...server, ca: pem("ca.pem") }, client, /./);
     fails("a wrong key", { role: "server", psk }, { role: "client", psk: wrongPsk }, /./);
     fails("an unknown identity", { role: "server", psk: new Map() }, { role: "client", psk }, /./);
+
+    claim("a line under TLS that is aborted is reset", function* (ground) {
+      const [atServer, atClient] = yield* secured(ground, server, client);
+      const far = new Talk(ground.env, good(atServer!));
+      const near = new Talk(ground.env, good(atClient!));
+      far.receive()(() => {});
+      yield* perform(pause(ground.env, 5));
+      near.line.abort();
+      assert.equal(yield* perform(near.closed()), "stopped");
+      assert.equal(yield* perform(far.closed()), "reset");
+    });
 
     claim("a PEM that is none is a fault and not an exception", function* (ground) {
       const [atServer, atClient] = yield* secured(ground, { ...server, cert: "none" }, client);

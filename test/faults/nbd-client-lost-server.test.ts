@@ -9,6 +9,7 @@ import { ALL_FLAGS, FLAGS } from "#test/support/nbd-peer";
 import { until } from "#test/support/program";
 
 const KIB = 1024;
+const MIB = 1024 * KIB;
 const block = (value: number, length = 4 * KIB): Uint8Array => new Uint8Array(length).fill(value);
 const holds = (bytes: Uint8Array, value: number): boolean => bytes.every((byte) => byte === value);
 
@@ -55,6 +56,25 @@ test("writes that were acknowledged and not flushed survive a crash of the serve
   assert.ok(holds(peer.stable.subarray(2 * KIB, 6 * KIB), 3), "the flush has lied");
   assert.equal(client.figures.writesReplayed, 3);
   assert.equal(client.figures.keptBytes, 0);
+});
+
+test("a network that never lasts for all of the repetition brings each connection further", async (context) => {
+  const { peer, client } = await together(context, { size: 4 * MIB }, { memoryBytes: 32 * MIB });
+  const COUNT = 16;
+  for (let index = 0; index < COUNT; index++) await client.write(index * 64 * KIB, block(index + 1, 64 * KIB));
+  peer.crash();
+  let requests = 0;
+  peer.intercept = () => {
+    if (++requests % 8 !== 0) return false;
+    peer.cut();
+    return true;
+  };
+  await peer.start();
+  await client.flush();
+  peer.intercept = undefined;
+  for (let index = 0; index < COUNT; index++)
+    assert.ok(holds(peer.stable.subarray(index * 64 * KIB, (index + 1) * 64 * KIB), index + 1));
+  assert.ok(requests > COUNT + 8, "no connection was cut");
 });
 
 test("a crash during the repetition, and another one, change nothing", async (context) => {
@@ -200,7 +220,6 @@ test("a write that cannot be repeated fails the next flush", async (context) => 
 });
 
 test("what is kept has a budget: the client flushes by itself, and writers wait rather than lose anything", async (context) => {
-  const MIB = KIB * KIB;
   const { peer, client } = await together(context, { size: 16 * MIB }, { replayBytes: MIB, memoryBytes: 32 * MIB });
   let most = 0;
   peer.intercept = () => {

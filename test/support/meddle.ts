@@ -55,6 +55,9 @@ export class MeddledLine implements Line {
   close(): void {
     this.#line.close();
   }
+  abort(): void {
+    this.#line.abort();
+  }
 
   /** The connection breaks, as a reset would do it. */
   cut(): void {

@@ -179,6 +179,9 @@ export class StillLine implements Line {
   close(): void {
     this.#end("stopped");
   }
+  abort(): void {
+    this.close();
+  }
 
   /** The client sends; bytes are those of now, later changes to the array do not matter. */
   give(bytes: Uint8Array): void {

@@ -14,6 +14,8 @@ export class NodeLine implements Line {
   ear!: Ear;
   readonly peer: Peer;
   readonly socket: Socket;
+  /** The socket that has the connection: with TLS, the one below. */
+  readonly #carrier: Socket;
   readonly #memory: Memory;
   #at = 0;
   /** Bytes asked for; 0 when nothing is being received. */
@@ -26,9 +28,10 @@ export class NodeLine implements Line {
   #closing = false;
   #end: LineEnd = "broken";
 
-  constructor(memory: Memory, socket: Socket, tlsName = "") {
+  constructor(memory: Memory, socket: Socket, tlsName = "", carrier = socket) {
     this.#memory = memory;
     this.socket = socket;
+    this.#carrier = carrier;
     this.peer = peerOf(socket, tlsName);
     socket.on("readable", this.#deliver);
     socket.on("end", this.#onEnd);
@@ -68,6 +71,12 @@ export class NodeLine implements Line {
     this.#closing = true;
     this.#end = "stopped";
     this.socket.destroy();
+  }
+
+  abort(): void {
+    // A Unix socket's bytes are with the other side as soon as they are sent, and Node has no reset for it.
+    if (!this.#closing && this.peer.host !== "") this.#carrier.resetAndDestroy();
+    this.close();
   }
 
   /** Lets go of the socket, with what it has read ahead, for somebody else to continue it. */

@@ -89,12 +89,13 @@ export class NodeNet implements Net {
   secure(line: Line, tls: Tls): Effect<Line | NetError> {
     return (resume) => {
       if (!(line instanceof NodeLine)) return resume({ fault: "unsupported", detail: "not a line of this Env" });
+      const carrier = line.detach();
       secureSocket(
-        line.detach(),
+        carrier,
         tls,
       )((secured) => {
         if (isNetError(secured)) resume(secured);
-        else resume(new NodeLine(this.#memory, secured.socket, secured.name));
+        else resume(new NodeLine(this.#memory, secured.socket, secured.name, carrier));
       });
     };
   }

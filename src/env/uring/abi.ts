@@ -113,7 +113,7 @@ export const AF = { UNIX: 1, INET: 2, INET6: 10 } as const;
 export const SOCK_STREAM = 1;
 export const SOCK_CLOEXEC = 0o2000000;
 export const SOL_SOCKET = 1;
-export const SO = { REUSEADDR: 2, ERROR: 4, KEEPALIVE: 9, ACCEPTCONN: 30, DOMAIN: 39 } as const;
+export const SO = { REUSEADDR: 2, ERROR: 4, KEEPALIVE: 9, LINGER: 13, ACCEPTCONN: 30, DOMAIN: 39 } as const;
 export const IPPROTO = { TCP: 6, IPV6: 41 } as const;
 export const TCP_NODELAY = 1;
 /** Seconds before the first probe and between probes, and how many go unanswered. */

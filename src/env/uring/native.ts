@@ -4,6 +4,7 @@
  */
 import { getSystemErrorName } from "node:util";
 import { koffi } from "../libc.ts";
+import { SO, SOL_SOCKET } from "./abi.ts";
 
 /** A mapping, until `unmap`. Using its bytes after that would end the process: owners drop their views first. */
 export interface Mapping {
@@ -31,6 +32,8 @@ export interface Native {
   listen(fd: number, backlog: number): number;
   setOption(fd: number, level: number, option: number, value: number): number;
   getOption(fd: number, level: number, option: number): number;
+  /** close(2) is going to drop what was not sent yet, and to reset the connection. */
+  resetOnClose(fd: number): number;
   /** Both fill `address` and return the length they have filled. */
   ownName(fd: number, address: Uint8Array): number;
   peerName(fd: number, address: Uint8Array): number;
@@ -135,6 +138,10 @@ function load(): Native | { readonly missing: string } {
       const failed = getsockopt(fd, level, option, value, Uint32Array.of(4)) < 0;
       return failed ? -ffi.errno() : new DataView(value.buffer).getInt32(0, true);
     },
+    // struct linger: l_onoff, l_linger
+    resetOnClose: checked((fd: number) =>
+      setsockopt(fd, SOL_SOCKET, SO.LINGER, new Uint8Array(Int32Array.of(1, 0).buffer), 8),
+    ),
     ownName: names("getsockname"),
     peerName: names("getpeername"),
     preferHugePages: (at, length) => {

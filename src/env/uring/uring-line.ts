@@ -69,6 +69,11 @@ export class UringLine implements Line {
     this.#finish("stopped");
   }
 
+  abort(): void {
+    if (!this.#closing) this.#core.native.resetOnClose(this.#fd);
+    this.close();
+  }
+
   /** Lets go of the socket, for somebody else to continue it; nothing may be in flight. The line is told no more. */
   detach(): number {
     if (this.#receiving || this.#sending || this.#closing) throw new Error("a line in use cannot be handed over");

@@ -110,7 +110,9 @@ export class UringNet implements Net {
       secureSocket(
         socket,
         tls,
-      )((secured) => resume(isNetError(secured) ? secured : new NodeLine(memory, secured.socket, secured.name)));
+      )((secured) =>
+        resume(isNetError(secured) ? secured : new NodeLine(memory, secured.socket, secured.name, socket)),
+      );
     };
   }
 
