@@ -233,7 +233,8 @@ export const REGRESSIONS: readonly Regression[] = [
   {
     seed: 1000019197,
     scenario: "iscsi",
-    found: "CLEAR TASK SET let a waiting command begin, which heard a unit attention and was then aborted without a word",
+    found:
+      "CLEAR TASK SET let a waiting command begin, which heard a unit attention and was then aborted without a word",
   },
   {
     seed: 1000074023,
