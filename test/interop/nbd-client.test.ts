@@ -1,6 +1,6 @@
 /** Our NBD client against the servers that there are: nbdkit, qemu-nbd and nbd-server. */
 import assert from "node:assert/strict";
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, test } from "node:test";
 import { Refusal } from "#base/refusal";
@@ -220,6 +220,7 @@ describe("nbdkit", () => {
     await run("truncate", ["-s", "4M", file]);
     const start = (): Program => new Program("nbdkit", ["-f", "-U", socket, "file", file]);
     let server = start();
+    let restarted = Promise.resolve();
     const device = await connect(`nbd+unix:///?socket=${socket}`, options);
     context.after(async () => {
       await device.close().catch(() => {});
@@ -235,13 +236,14 @@ describe("nbdkit", () => {
         trimReadsZero: true,
         disturb: {
           every: 250,
-          by: async () => {
-            const old = server;
-            server = new Program("sh", [
-              "-c",
-              `kill -9 ${old.pid}; while [ -e /proc/${old.pid}/fd ]; do sleep 0.01; done; rm -f ${socket}; exec nbdkit -f -U ${socket} file ${file}`,
-            ]);
-            await old.ended;
+          // One after another: a worker may come here before the one that came last is through.
+          by: () => {
+            restarted = restarted.then(async () => {
+              await server.stop("SIGKILL");
+              rmSync(socket, { force: true });
+              server = start();
+            });
+            return restarted;
           },
         },
       },
