@@ -252,16 +252,6 @@
   (func (export "hash") (param $at i32) (param $length i32) (result i32)
     (i32.wrap_i64 (call $hash64 (local.get $at) (local.get $length))))
 
-  ;; The hashes of $count pieces of $length bytes that lie one after another, as 32-bit words to $to.
-  (func (export "hashEach") (param $at i32) (param $length i32) (param $count i32) (param $to i32)
-    (block $done (loop $each
-      (br_if $done (i32.eqz (local.get $count)))
-      (i32.store (local.get $to) (i32.wrap_i64 (call $hash64 (local.get $at) (local.get $length))))
-      (local.set $at (i32.add (local.get $at) (local.get $length)))
-      (local.set $to (i32.add (local.get $to) (i32.const 4)))
-      (local.set $count (i32.sub (local.get $count) (i32.const 1)))
-      (br $each))))
-
   ;; ------------------------------------------------------------------ CRC32C
 
   ;; Runs of 1 KiB and more are folded first, which is four to six times as fast as tables. The polynomial P divides

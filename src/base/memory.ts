@@ -11,11 +11,24 @@ import { KIB, MIB } from "./units.ts";
 import { Hasher } from "./xxh3.ts";
 
 const SPAN_BYTES = MIB;
+/** From this length on, a call out of JavaScript costs less than what is done faster there. */
+const LONG_HASH_BYTES = 512;
+/** Position and length of what a long hash is tried with: odd ones, and those around a block (1024) of XXH3. */
+const LONG_HASH_TRIALS = [
+  [4096, LONG_HASH_BYTES],
+  [4097, 1023],
+  [4099, 1024],
+  [5000, 1025],
+  [8192, 4096],
+  [4096, 16 * KIB - 1],
+] as const;
 /** Sizes of pieces in bytes; above the last one, whole spans. All are multiples of 512. */
 const CLASS_BYTES = [512, 1536, 2560, 4608, 8704, 16896, 33280, 66048, 131584, 262656] as const;
 const FREE = 0xff;
 const RUN = 0xfe;
 const RUN_TAIL = 0xfd;
+
+export type LongHash = (at: number, length: number) => number;
 
 /** Asked once memory has been freed after an `allocate` that failed; called from within `free`, so only plan work in it. */
 export interface MemoryWaiter {
@@ -27,6 +40,7 @@ export class Memory {
   readonly view: DataView<ArrayBuffer>;
   readonly size: number;
   readonly #hasher: Hasher;
+  #longHash: LongHash | undefined;
   /** What each span is cut into: a class, RUN, RUN_TAIL or FREE. */
   readonly #spanClass: Uint8Array;
   /** Pieces in use per span; for the first span of a run, its length in spans. */
@@ -93,12 +107,19 @@ export class Memory {
 
   /** The low 32 bits of XXH3-64 over `length` bytes at `at`. */
   hash(at: number, length: number): number {
+    if (length >= LONG_HASH_BYTES && this.#longHash !== undefined) return this.#longHash(at, length);
     return this.#hasher.hash(at, length);
   }
 
-  /** The same of `count` pieces of `length` bytes that lie one after another, as 32-bit little-endian words to `to`. */
-  hashEach(at: number, length: number, count: number, to: number): void {
-    this.#hasher.hashEach(at, length, count, to);
+  /**
+   * Takes a faster function for what is long, with the meaning of `hash`. False, and it is not used, when it computes
+   * something else: what it would write could not be read elsewhere.
+   */
+  useLongHash(hash: LongHash): boolean {
+    // The hasher's tables are as good as random, and they are there before anything else is.
+    for (const [at, length] of LONG_HASH_TRIALS) if (hash(at, length) !== this.#hasher.hash(at, length)) return false;
+    this.#longHash = hash;
+    return true;
   }
 
   /** CRC32C over `length` bytes at `at`; `crc` is that of the bytes before them. */

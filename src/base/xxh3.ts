@@ -18,7 +18,6 @@ declare const WebAssembly: {
 interface HashExports {
   hash(at: number, length: number): number;
   hash64(at: number, length: number): bigint;
-  hashEach(at: number, length: number, count: number, to: number): void;
   crc32c(at: number, length: number, crc: number): number;
 }
 
@@ -44,11 +43,6 @@ export class Hasher {
   /** The low 32 bits of XXH3-64 over `length` bytes at `at`. */
   hash(at: number, length: number): number {
     return this.#exports.hash(at, length) >>> 0;
-  }
-
-  /** The same of `count` pieces of `length` bytes that lie one after another, as 32-bit little-endian words to `to`. */
-  hashEach(at: number, length: number, count: number, to: number): void {
-    this.#exports.hashEach(at, length, count, to);
   }
 
   /** All of XXH3-64, for tests and tools: a BigInt is an allocation. */

@@ -3,6 +3,7 @@ import { parentPort } from "node:worker_threads";
 import type { Log } from "#env/env";
 import { makeEnv } from "#env/make-env";
 import { Remains } from "#env/uring/remains";
+import { useNativeHash } from "#env/uring/xxhash";
 import { loadFronts } from "#lane/fronts";
 import { Lane } from "#lane/lane";
 import type { FromLane, LaneThreadStart, LogLevel, ToLane } from "#lane/messages";
@@ -27,6 +28,8 @@ process.on("uncaughtException", (error) => {
 
 async function begin({ env: kind, memoryBytes, fronts, remains }: LaneThreadStart): Promise<Lane> {
   env = makeEnv(kind, { memoryBytes, log, remains: new Remains(remains) });
+  const reason = useNativeHash(env.memory);
+  if (reason !== undefined) log.debug({ reason }, "checksums are computed in WebAssembly");
   return new Lane(env, await loadFronts(fronts), tell);
 }
 

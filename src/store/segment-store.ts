@@ -24,7 +24,7 @@ export interface NewSegment {
 }
 
 export interface SegmentStore {
-  /** Creates segment `number`; "exists" if there is one, whoever made it. Its name is durable when this is done. */
+  /** Creates segment `number`; "exists" if there is one, whoever made it. Its name is durable after `syncNames` only. */
   create(number: number): Task<NewSegment | DiskFault>;
   open(number: number): Task<File | DiskFault>;
   /** Reserves space ahead of appends, so that a full disk is met here. */
@@ -69,8 +69,11 @@ export interface SegmentStore {
   destroy(): Task<DiskFault | undefined>;
 }
 
-/** Retired files kept for use as new segments; what is beyond goes back to the file system. */
-const SPARES_MAX = 8;
+/**
+ * Retired files kept for use as new segments, as many as are retired at once after two checkpoints while a host overwrites
+ * what it has; what is beyond goes back to the file system.
+ */
+const SPARES_MAX = 16;
 /** The first segment of a set grows without being given space: what small sets take is looked at. */
 const LOOK_BELOW_BYTES = 64 * MIB;
 /** Checkpoints are not counted as they come and go, so that files are looked at again after so many others did. */
@@ -169,8 +172,7 @@ export class DirectoryStore implements SegmentStore {
       if (linked === undefined) {
         yield* perform(this.#disk.unlink(spare));
         const file = yield* perform(this.#disk.open(path, "write"));
-        if (isDiskFault(file)) return file;
-        return (yield* perform(this.#disk.syncDirectory(this.directory))) ?? { file, rewritten: true };
+        return isDiskFault(file) ? file : { file, rewritten: true };
       }
       this.#spares.unshift(spare);
       if (linked === "exists") return linked;
@@ -178,7 +180,7 @@ export class DirectoryStore implements SegmentStore {
     const file = yield* perform(this.#disk.open(path, "create"));
     if (isDiskFault(file)) return file;
     this.#fresh = file;
-    return (yield* perform(this.#disk.syncDirectory(this.directory))) ?? { file, rewritten: false };
+    return { file, rewritten: false };
   }
 
   *open(number: number): Task<File | DiskFault> {

@@ -7,6 +7,10 @@
  * A failed `fdatasync` is never repeated: the kernel may have dropped the pages that it could not write, and what a second
  * attempt says is worth nothing. For the same reason those that run at once have a descriptor each: an error is told once
  * per descriptor, and of two on the same one, the other would be told that all is well.
+ *
+ * A new segment's name has to be on stable storage too. The directory is synced beside the first writes to the segment,
+ * which may take as long as everything else that the file system has to write at the time, and a flush of something in the
+ * segment waits for it.
  */
 import { canary } from "#base/canary";
 import type { Status } from "#base/status";
@@ -29,9 +33,12 @@ class Sync {
   /** Which of the descriptors of a segment it uses. */
   readonly place: number;
   readonly #ops: DiskOp[] = [];
-  readonly #ended: (op: DiskOp) => void;
+  readonly #failed: (fault: DiskFault) => void;
+  readonly #ended: (sync: Sync) => void;
   readonly segments: Segment[] = [];
-  /** Of its segments, so many have not been synced yet. 0: it does not run. */
+  /** Those of them of which the name is not on stable storage yet. */
+  readonly unnamed: Segment[] = [];
+  /** So many of its segments have not been synced yet, or their names. 0: it does not run. */
   pending = 0;
   /** Groups up to this one will be on stable storage. */
   target = 0;
@@ -40,15 +47,26 @@ class Sync {
   /** `failed` is told of a fault at once, also while other segments are still being synced. */
   constructor(place: number, failed: (fault: DiskFault) => void, ended: (sync: Sync) => void) {
     this.place = place;
-    this.#ended = (op) => {
-      if (op.fault !== undefined) failed(op.fault);
-      this.#ops.push(op);
-      if (--this.pending === 0) ended(this);
-    };
+    this.#failed = failed;
+    this.#ended = ended;
   }
 
   takeOp(): DiskOp {
-    return this.#ops.pop() ?? new DiskOp(this.#ended);
+    return this.#ops.pop() ?? new DiskOp((op) => this.#onSynced(op));
+  }
+
+  #onSynced(op: DiskOp): void {
+    if (op.fault !== undefined) this.#failed(op.fault);
+    this.#ops.push(op);
+    if (--this.pending === 0) this.#ended(this);
+  }
+
+  /** The name of a segment, perhaps of another sync's, is on stable storage, or will never be. */
+  noteNamed(segment: Segment): void {
+    const index = this.unnamed.indexOf(segment);
+    if (index < 0) return;
+    this.unnamed.splice(index, 1);
+    if (--this.pending === 0) this.#ended(this);
   }
 }
 
@@ -62,6 +80,9 @@ export class Syncer {
   synced = 0;
   /** Segments with appended groups that are not synced. */
   readonly #dirty: Segment[] = [];
+  /** Segments of which the name is not on stable storage, and nobody sees to it yet. */
+  #unnamed: Segment[] = [];
+  #naming = false;
   readonly #syncs: Sync[] = [];
   #running = 0;
   /** The greatest of those that run: what has been asked for beyond it needs another one. */
@@ -108,13 +129,20 @@ export class Syncer {
     if (!this.#dirty.includes(segment)) this.#dirty.push(segment);
   }
 
+  /** A segment has been created: the directory that has its name is synced, from now on. */
+  noteCreated(segment: Segment): void {
+    segment.unnamed = canary.armed !== "ack-before-name";
+    this.#unnamed.push(segment);
+    this.#syncNames();
+  }
+
   /** Nothing more is appended to a segment. */
   noteSealed(segment: Segment): void {
     this.#closeMore(segment);
   }
 
   get isBusy(): boolean {
-    return this.#running > 0 || this.#opening > 0;
+    return this.#running > 0 || this.#opening > 0 || this.#naming;
   }
 
   isDirty(segment: Segment): boolean {
@@ -172,8 +200,35 @@ export class Syncer {
       segment.pins++;
       segment.syncs++;
       sync.segments.push(segment);
+      if (segment.unnamed) {
+        sync.unnamed.push(segment);
+        sync.pending++;
+      }
       this.#env.disk.submit(op);
     }
+  }
+
+  #syncNames(): void {
+    if (this.#naming || this.#unnamed.length === 0) return;
+    this.#naming = true;
+    const segments = this.#unnamed;
+    this.#unnamed = [];
+    start(
+      this.#store.syncNames(),
+      (fault) => {
+        this.#naming = false;
+        if (fault !== undefined) this.#onFailed(fault);
+        for (const segment of segments) {
+          segment.unnamed = false;
+          for (const sync of this.#syncs) sync.noteNamed(segment);
+        }
+        this.#syncNames();
+        this.#onIdle();
+      },
+      (error) => {
+        throw error;
+      },
+    );
   }
 
   #onFailed(fault: DiskFault): void {

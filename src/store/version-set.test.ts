@@ -405,3 +405,51 @@ test("a process that may open no more files refuses what needs one, and takes no
   assert.deepEqual(rig.set.damage, []);
   assert.equal(rig.set.trouble, undefined);
 });
+
+test("writes do not wait for the name of a new segment to be on stable storage, and flushes do", () => {
+  class SlowNames extends DirectoryStore {
+    slow = false;
+    fault: "io" | undefined;
+    release: () => void = () => {};
+    override *syncNames() {
+      if (this.slow)
+        yield* perform<void>((resume) => {
+          this.release = resume;
+        });
+      return this.fault ?? (yield* super.syncNames());
+    }
+  }
+  const rig = new Rig(13);
+  const store = new SlowNames(rig.env, "/set");
+  assert.equal(rig.finish(store.make()), undefined);
+  rig.set = rig.finish(VersionSet.create(rig.env, store, { ...OPTIONS, background: false }));
+  const db = rig.finish(rig.set.createVolume({ name: "db", size: 4096 * BLOCK, blockSize: 4096 }));
+  const flush = (): { status: string } => {
+    const result = { status: "" };
+    const op = new BlockOp(() => {
+      result.status = op.status;
+    });
+    op.kind = "flush";
+    db.submit(op);
+    return result;
+  };
+  store.slow = true;
+  const length = 64 * BLOCK;
+  for (let at = 0; at < 8; at++) rig.ok(db, "write", at * length, length, filled(length, at));
+  const flushed = flush();
+  rig.world.run(10_000);
+  assert.equal(flushed.status, "");
+  store.slow = false;
+  store.release();
+  assert.ok(rig.world.runUntil(() => flushed.status !== ""));
+  assert.equal(flushed.status, "ok");
+
+  // A name that cannot be made last is a sync that failed: what the flush asks for may be lost.
+  store.fault = "io";
+  for (let at = 0; at < 8; at++) rig.run(db, "write", at * length, length, filled(length, at + 8));
+  const failed = flush();
+  assert.ok(rig.world.runUntil(() => failed.status !== ""));
+  assert.equal(failed.status, "failed");
+  assert.match(rig.set.trouble ?? "", /fdatasync failed/);
+  rig.world.end();
+});
