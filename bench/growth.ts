@@ -1,4 +1,5 @@
 /** What it costs to grow: more volumes, more connections, more that is mapped. Each point against the best of its row. */
+import { rmSync, truncateSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { call, timed } from "#test/support/admin";
 import { run } from "#test/support/program";
@@ -6,7 +7,7 @@ import { GIB, KIB, MIB } from "#test/support/temp";
 import { residentBytes } from "./cpu.ts";
 import { everyOnce, generate, scattered } from "./load.ts";
 import type { Context } from "./main.ts";
-import { AshlarServer, startNull } from "./servers.ts";
+import { AshlarServer, startNbdkitFor, startNull } from "./servers.ts";
 import { formatCount, median, pairedRatio, quantile } from "./statistics.ts";
 import type { Table } from "./table.ts";
 
@@ -16,6 +17,8 @@ const ROUNDS = 5;
 /** One 4 KiB block in sixteen is written: more work for the map than a volume that is full. */
 const STRIDE = 16 * BLOCK;
 const HOT = 64 * MIB;
+/** Of more, the blocks of both would not fit in the page cache. */
+const PEER_GIB_MAX = 64;
 
 export async function benchGrowth(context: Context): Promise<Table[]> {
   const seconds = context.quick ? 1 : 2;
@@ -149,38 +152,54 @@ async function manyConnections(context: Context, counts: readonly number[], seco
 
 async function muchMapped(context: Context, sizes: readonly number[], seconds: number): Promise<Table> {
   const server = await AshlarServer.start(`${context.folder}/mapped`, { args: context.serveArgs });
+  const file = `${context.folder}/mapped.img`;
+  writeFileSync(file, "");
+  truncateSync(file, 256 * GIB);
+  const nbdkit = await startNbdkitFor(file);
   const points: Point[] = [];
+  let nbdkitAtFirst: number | undefined;
   try {
     await call(server.data, "POST", "/v1/volumes", { name: "v0", size: 256 * GIB });
     const volumes = Array.from({ length: 8 }, () => "v0");
     let filled = 0;
     for (const size of sizes) {
-      await generate({
-        kind: "write",
-        port: server.port,
-        volumes,
-        depth: 32,
-        next: everyOnce(filled * GIB, size * GIB, STRIDE),
-      });
+      const ports = size <= PEER_GIB_MAX ? [server.port, nbdkit.port] : [server.port];
+      for (const port of ports)
+        await generate({
+          kind: "write",
+          port,
+          volumes,
+          depth: 32,
+          next: everyOnce(filled * GIB, size * GIB, STRIDE),
+        });
       filled = size;
-      const rates: number[] = [];
-      for (let round = 0; round < ROUNDS; round++) {
-        const next = scattered(size * GIB, STRIDE, round);
-        rates.push((await generate({ kind: "read", port: server.port, volumes, depth: 32, next, seconds })).rate);
-      }
+      const all: number[][] = ports.map(() => []);
+      for (let round = 0; round < ROUNDS; round++)
+        for (const [index, port] of ports.entries()) {
+          const next = scattered(size * GIB, STRIDE, round);
+          all[index]!.push((await generate({ kind: "read", port, volumes, depth: 32, next, seconds })).rate);
+        }
+      const [rates, peers] = all as [number[], number[]?];
+      if (peers !== undefined) nbdkitAtFirst ??= median(peers);
+      const peer =
+        peers === undefined
+          ? ""
+          : `; nbdkit ${formatCount(median(peers))}, ${Math.round((100 * median(peers)) / nbdkitAtFirst!)} % of its first`;
       points.push({
         label: `${size} GiB`,
         rates,
-        extra: `${formatCount((size * GIB) / STRIDE / 1e6)} M extents, ${formatCount(residentBytes(server.pid) / MIB)} MiB`,
+        extra: `${formatCount((size * GIB) / STRIDE / 1e6)} M extents, ${formatCount(residentBytes(server.pid) / MIB)} MiB${peer}`,
       });
       context.tell(`${size} GiB mapped: ${formatCount(median(rates))} reads/s, ${points.at(-1)!.extra}`);
     }
   } finally {
     await server.stop();
+    await nbdkit.stop();
+    rmSync(file);
   }
   return tabulate(
     "More that is mapped",
-    `One volume; in each 64 KiB of the range one 4 KiB block, written in random order, so that no two are neighbours in the log: an extent each. 4 KiB random reads of all of them, 8 connections with 32 requests each, everything in the page cache.`,
+    `One volume; in each 64 KiB of the range one 4 KiB block, written in random order, so that no two are neighbours in the log: an extent each. 4 KiB random reads of all of them, 8 connections with 32 requests each, everything in the page cache. Beside it, in the same turns, nbdkit with the same blocks in a sparse file, which has no map: what more memory costs on this machine (of 200 GiB, both would not fit in it).`,
     "range",
     "map",
     points,

@@ -52,22 +52,32 @@ const BENCHES: Record<string, (context: Context) => Promise<Table[]>> = {
   profile: benchProfile,
 };
 
-const { values, positionals } = parseArgs({
-  allowPositionals: true,
-  options: {
-    quick: { type: "boolean", default: false },
-    rounds: { type: "string" },
-    seconds: { type: "string" },
-    peers: { type: "boolean", default: false },
-    null: { type: "boolean", default: false },
-    only: { type: "string", default: "" },
-    env: { type: "string", default: "auto" },
-    serve: { type: "string", multiple: true, default: [] },
-    keep: { type: "string" },
-    folder: { type: "string", default: ".cache/bench" },
-    profile: { type: "boolean", default: false },
-  },
-});
+function commandLine() {
+  try {
+    return parseArgs({
+      allowPositionals: true,
+      options: {
+        quick: { type: "boolean", default: false },
+        rounds: { type: "string" },
+        seconds: { type: "string" },
+        peers: { type: "boolean", default: false },
+        null: { type: "boolean", default: false },
+        only: { type: "string", default: "" },
+        env: { type: "string", default: "auto" },
+        serve: { type: "string", multiple: true, default: [] },
+        keep: { type: "string" },
+        folder: { type: "string", default: ".cache/bench" },
+        profile: { type: "boolean", default: false },
+      },
+    });
+  } catch (error) {
+    console.error(
+      `${(error as Error).message.split(". ")[0]}. What there is stands at the beginning of bench/main.ts.`,
+    );
+    process.exit(2);
+  }
+}
+const { values, positionals } = commandLine();
 
 const names = positionals.length > 0 ? positionals : Object.keys(BENCHES).filter((name) => name !== "profile");
 if (values.profile) names.splice(0, names.length, "profile");

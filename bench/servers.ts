@@ -48,11 +48,17 @@ const firstLine = async (program: string, ...args: string[]) => (await run(progr
 export async function startNbdkit(folder: string, size: number): Promise<Rival> {
   const file = join(folder, "nbdkit.img");
   fillFile(file, size);
+  return await startNbdkitFor(file);
+}
+
+/** The same for a file that is there. */
+export async function startNbdkitFor(file: string): Promise<Rival & { readonly port: number }> {
   const port = await freePort();
   const program = new Program("nbdkit", ["-f", "-i", "127.0.0.1", "-p", String(port), "file", file]);
   await program.until("listening", () => reachable("", port));
   return {
     name: "nbdkit",
+    port,
     version: await firstLine("nbdkit", "--version"),
     uri: `nbd://127.0.0.1:${port}/`,
     pid: program.pid,
