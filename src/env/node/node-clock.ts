@@ -1,5 +1,7 @@
 /** Clock over Node's timers. Alarms are moved far more often than they ring, so moving one later costs no timer. */
 
+// Imported, since the global one is a getter: with it, looking at the clock takes half as long again.
+import { performance } from "node:perf_hooks";
 import type { Millis } from "#base/units";
 import type { Alarm, Clock } from "../env.ts";
 

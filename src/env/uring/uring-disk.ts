@@ -16,6 +16,7 @@ export class UringDisk extends NodeFiles implements Disk {
   readonly #free: DiskRequest[] = [];
   /** Operations that were done directly, to be told in the same turn. */
   #done: DiskOp[] = [];
+  #doneCount = 0;
   #telling: DiskOp[] = [];
   readonly #soon = new Soon(() => this.#tell());
 
@@ -28,7 +29,7 @@ export class UringDisk extends NodeFiles implements Disk {
     op.fault = undefined;
     op.count = 0;
     if (op.kind !== "sync" && this.#doNow(op)) {
-      this.#done.push(op);
+      this.#done[this.#doneCount++] = op;
       this.#core.turn.soon(this.#soon);
       return;
     }
@@ -65,14 +66,16 @@ export class UringDisk extends NodeFiles implements Disk {
   }
 
   #tell(): void {
+    // Neither array is cut: one that is emptied gives its room back, and has to get it again.
     const telling = this.#done;
+    const count = this.#doneCount;
     this.#done = this.#telling;
+    this.#doneCount = 0;
     this.#telling = telling;
-    for (let at = 0; at < telling.length; at++) {
+    for (let at = 0; at < count; at++) {
       const op = telling[at]!;
       op.done(op);
     }
-    telling.length = 0;
   }
 
   override allocate(file: File, position: Bytes, length: Bytes): Effect<DiskFault | undefined> {
