@@ -6,7 +6,7 @@
  *   --rounds N        turns of each workload (nbd)
  *   --seconds N       how long each turn is (nbd; 2 by default)
  *   --peers           only the peers, to know the baseline
- *   --null            also a server that stores nothing: what client, loopback and loop leave of this machine
+ *   --null            also a server that stores nothing, and one that only reads a file: what this machine leaves (nbd)
  *   --only WORDS      only workloads whose name contains this (nbd), or parts of the bench (engine: snapshots, …)
  *   --env LIST        which Envs of ours to measure: auto (default), uring, node; comma-separated
  *   --serve ARG       another argument for `ashlar serve` (several times)

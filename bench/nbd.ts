@@ -77,7 +77,8 @@ export async function benchNbd(context: Context): Promise<Table[]> {
     if (!context.peersOnly)
       for (const env of context.envs)
         rivals.push(await startAshlar(context.folder, size, { env, args: context.serveArgs }));
-    if (context.ceiling) rivals.push(await startNull());
+    // The second one reads the file of the first peer.
+    if (context.ceiling) rivals.push(await startNull(), await startNull(join(context.folder, "nbdkit.img")));
     const loads = [...new Set(ROWS.map((row) => row.load))].filter((each) => each.name.includes(context.only));
     const found = new Map<Workload, Map<string, Outcome[]>>();
     for (const each of loads) {

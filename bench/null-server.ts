@@ -1,8 +1,9 @@
 /**
  * The ceiling: an NBD server that stores nothing, on one of the real Envs. What it reaches is what sockets, the loop and
- * the client allow; what a real volume costs is the difference.
+ * the client allow; what a real volume costs is the difference. With a file, reads are answered with what is there, and
+ * nothing is checked: what reading costs without map, log and checksums. Writes are thrown away.
  *
- *   node dist/bench/null-server.js --env uring|node [--port N | --socket PATH] [--size GIB]
+ *   node dist/bench/null-server.js --env uring|node [--port N | --socket PATH] [--size GIB] [--file PATH]
  */
 import { parseArgs } from "node:util";
 import { readU64 } from "#base/layout";
@@ -10,7 +11,18 @@ import { Pieces } from "#base/memory";
 import { perform, promiseOf, type Task } from "#base/task";
 import { GIB, KIB, MIB } from "#base/units";
 import { chooseEnv, type EnvWish } from "#env/choose";
-import { type Ear, type Env, isNetError, type Line, type Listener, type NetError, Soon } from "#env/env";
+import {
+  DiskOp,
+  type Ear,
+  type Env,
+  type File,
+  isDiskFault,
+  isNetError,
+  type Line,
+  type Listener,
+  type NetError,
+  Soon,
+} from "#env/env";
 import { makeEnv } from "#env/make-env";
 
 const RECEIVE_BYTES = 256 * KIB;
@@ -44,6 +56,12 @@ class NullConnection implements Ear {
   #leaving = new Pieces();
   #sending = false;
   #receiving = false;
+  /** With a file: reads that have no answer yet, and the buffers of those that are being built or sent. */
+  #reading = 0;
+  #builtBuffers: number[] = [];
+  #leavingBuffers: number[] = [];
+  readonly #spares: FileRead[] = [];
+  #closed = false;
 
   constructor(env: Env, line: Line, size: number) {
     this.#env = env;
@@ -74,13 +92,45 @@ class NullConnection implements Ear {
 
   onSent(): void {
     this.#sending = false;
+    for (const at of this.#leavingBuffers.splice(0)) this.#env.memory.free(at);
     this.#sendReplies();
     this.#cut();
     this.#receive();
   }
 
   onClosed(): void {
-    for (const at of [this.#in, this.#replies]) this.#env.memory.free(at);
+    this.#closed = true;
+    for (const at of [this.#in, this.#replies, ...this.#builtBuffers, ...this.#leavingBuffers])
+      this.#env.memory.free(at);
+  }
+
+  #readFile(from: File, position: number, length: number, at: number): void {
+    const read = this.#spares.pop() ?? new FileRead((done) => this.#onRead(done));
+    const { view } = this.#env.memory;
+    read.at = this.#env.memory.allocate(REPLY_BYTES + length);
+    if (read.at === 0) throw new Error("no memory for a read");
+    view.setUint32(read.at, 0x67446698);
+    view.setUint32(read.at + 4, 0);
+    view.setUint32(read.at + 8, view.getUint32(at + 8));
+    view.setUint32(read.at + 12, view.getUint32(at + 12));
+    const { op } = read;
+    op.kind = "read";
+    op.file = from;
+    op.position = position;
+    op.at = read.at + REPLY_BYTES;
+    op.length = length;
+    this.#reading++;
+    this.#env.disk.submit(op);
+  }
+
+  #onRead(read: FileRead): void {
+    this.#reading--;
+    if (this.#closed) return this.#env.memory.free(read.at);
+    if (read.op.fault !== undefined) throw new Error(`the file cannot be read: ${read.op.fault}`);
+    this.#building.add(read.at, REPLY_BYTES + read.op.length);
+    this.#builtBuffers.push(read.at);
+    this.#spares.push(read);
+    this.#env.turn.soon(this.#flush);
   }
 
   #receive(): void {
@@ -106,13 +156,17 @@ class NullConnection implements Ear {
   }
 
   #takeRequest(at: number, end: number): number {
-    if (end - at < REQUEST_BYTES || this.#used === SLOTS) return at;
+    if (end - at < REQUEST_BYTES || this.#used + this.#reading >= SLOTS) return at;
     const { view } = this.#env.memory;
     const type = view.getUint16(at + 6);
     const length = view.getUint32(at + 24);
     if (readU64(view, at + 16) + length > this.#size || type === 2) {
       this.#line.close();
       return at;
+    }
+    if (file !== undefined && type === 0) {
+      this.#readFile(file, readU64(view, at + 16), length, at);
+      return at + REQUEST_BYTES;
     }
     const reply = this.#slot();
     view.setUint32(reply, 0x67446698);
@@ -186,9 +240,20 @@ class NullConnection implements Ear {
     this.#building = this.#leaving;
     this.#leaving = pieces;
     this.#building.clear();
+    const buffers = this.#builtBuffers;
+    this.#builtBuffers = this.#leavingBuffers;
+    this.#leavingBuffers = buffers;
     this.#half ^= 1;
     this.#used = 0;
     this.#line.send(pieces);
+  }
+}
+
+class FileRead {
+  at = 0;
+  readonly op: DiskOp;
+  constructor(done: (read: FileRead) => void) {
+    this.op = new DiskOp(() => done(this));
   }
 }
 
@@ -198,6 +263,7 @@ const { values } = parseArgs({
     port: { type: "string", default: "0" },
     socket: { type: "string" },
     size: { type: "string", default: "1" },
+    file: { type: "string" },
   },
 });
 const { kind, why } = chooseEnv(values.env as EnvWish);
@@ -213,6 +279,10 @@ function* serve(): Task<Listener | NetError> {
     env.net.listen(address, (line) => void new NullConnection(env, line, Number(values.size) * GIB)),
   );
 }
+
+const opened = values.file === undefined ? undefined : await promiseOf(perform(env.disk.open(values.file, "read")));
+if (opened !== undefined && isDiskFault(opened)) throw new Error(`${values.file}: ${opened}`);
+const file = opened;
 
 const listener = await promiseOf(serve());
 if (isNetError(listener)) throw new Error(listener.detail);

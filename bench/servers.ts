@@ -105,13 +105,17 @@ export async function startNbdServer(folder: string, size: number): Promise<Riva
   };
 }
 
-/** Stores nothing: the ceiling that client, loopback and the loop leave. Not a rival. */
-export async function startNull(): Promise<Rival & { readonly port: number }> {
+/**
+ * Stores nothing: the ceiling that client, loopback and the loop leave. Not a rival. With a file, it reads that, without a
+ * map and unchecked.
+ */
+export async function startNull(file?: string): Promise<Rival & { readonly port: number }> {
   const port = await freePort();
-  const program = new Program(process.execPath, [NULL_SERVER, "--env", "uring", "--port", String(port)]);
+  const more = file === undefined ? [] : ["--file", file];
+  const program = new Program(process.execPath, [NULL_SERVER, "--env", "uring", "--port", String(port), ...more]);
   await program.until("listening", () => reachable("", port));
   return {
-    name: "nothing stored",
+    name: file === undefined ? "nothing stored" : "a file, unchecked",
     port,
     version: "bench/null-server.ts",
     uri: `nbd://127.0.0.1:${port}/`,
