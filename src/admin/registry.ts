@@ -148,6 +148,7 @@ export class Registry {
     return this.#exclusively([name], async () => {
       this.#refuseTaken(name);
       const lane = this.#leastLoaded();
+      await this.#lanes.whenFurnished(lane);
       // Made under a name that a restart throws away, so that a set is there whole or not at all.
       const draft = this.#directory.draftPath();
       let uuid: string;
@@ -374,7 +375,7 @@ export class Registry {
 
   #leastLoaded(): number {
     let best = 0;
-    for (let lane = 1; lane < this.#lanes.count; lane++) if (this.setsOn(lane) < this.setsOn(best)) best = lane;
+    for (let lane = 1; lane < this.#lanes.begun; lane++) if (this.setsOn(lane) < this.setsOn(best)) best = lane;
     return best;
   }
 

@@ -1,6 +1,6 @@
 /** The command `ashlar`: one program for the server and for those who speak to it. */
 import { readFileSync } from "node:fs";
-import { makeThreadsAhead } from "#admin/lane-thread";
+import { makeThreadAhead } from "#admin/lane-thread";
 
 const { version } = JSON.parse(readFileSync(new URL("../../../package.json", import.meta.url), "utf8")) as {
   version: string;
@@ -12,9 +12,6 @@ const WITH_VALUE = ["--data", "--api", "--api-token-file"];
 const argv = process.argv.slice(2);
 const first = argv.find((word, index) => !word.startsWith("-") && !WITH_VALUE.includes(argv[index - 1] ?? ""));
 const serves = first === "serve";
-/** With any of these a server may have other than one lane per core; one it has always. */
-const LANES_DEPEND_ON = /^--(lanes|env|iscsi|config)(=|$)/;
-if (serves && !argv.includes("--help") && !argv.includes("-h"))
-  makeThreadsAhead(new URL("./lane.js", import.meta.url), !argv.some((word) => LANES_DEPEND_ON.test(word)));
+if (serves && !argv.includes("--help") && !argv.includes("-h")) makeThreadAhead(new URL("./lane.js", import.meta.url));
 const { main } = await import("./main.ts");
 process.exitCode = await main(argv, version, serves);
