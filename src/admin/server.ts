@@ -75,6 +75,7 @@ export class Server {
   state: "starting" | "ready" | "draining" = "starting";
   readonly fronts: FrontNow[] = [];
   readonly #space: SpaceWatch;
+  #poolTold = "";
   readonly #tls: Tls | undefined;
   #api: Promise<HttpServer[]> = Promise.resolve([]);
 
@@ -119,7 +120,12 @@ export class Server {
       async () => (await this.lanes.ask("space.used", undefined)).reduce((sum, { reply }) => sum + reply, 0),
     );
     this.#space.onLook = () => {
-      this.lanes.ask("space.now", this.#poolFacts()).catch(() => {});
+      const facts = this.#poolFacts();
+      const text = JSON.stringify(facts);
+      // A lane that sleeps is woken for news only; but what a limit leaves is counted from when lanes were last asked.
+      if (facts.limit === undefined && text === this.#poolTold) return;
+      this.#poolTold = text;
+      this.lanes.ask("space.now", facts).catch(() => {});
     };
   }
 
