@@ -1,6 +1,6 @@
 /**
  * The threads of lanes. A thread takes about as long to load its program as the server takes to load its own: the first
- * one begins before anything is known of the lane that it will be, and waits for its start (`LaneThreadStart`).
+ * ones begin before anything is known of the lanes that they will be, and wait for their start (`LaneThreadStart`).
  */
 import { Worker } from "node:worker_threads";
 
@@ -9,7 +9,7 @@ const LANE_HEAP_MIB_MAX = 2048;
 /** Short-lived garbage of a lane is little; a small nursery keeps the idle process small. */
 const LANE_NURSERY_MIB = 4;
 
-let ahead: Worker | undefined;
+const ahead: Worker[] = [];
 
 function makeThread(program: URL, name: string): Worker {
   return new Worker(program, {
@@ -18,23 +18,30 @@ function makeThread(program: URL, name: string): Worker {
   });
 }
 
-/** Begins the thread of the lane that every server has. It keeps no process alive. */
-export function makeThreadAhead(program: URL): void {
-  ahead = makeThread(program, "lane 0");
-  // What is wrong with it is heard by whoever takes it; until then it must not end the program.
-  ahead.on("error", ignore);
-  ahead.unref();
+/** Begins the threads of so many lanes. They keep no process alive. */
+export function makeThreadsAhead(program: URL, count: number): void {
+  for (let index = 0; index < count; index++) {
+    const thread = makeThread(program, `lane ${index}`);
+    // What is wrong with it is heard by whoever takes it; until then it must not end the program.
+    thread.on("error", ignore);
+    thread.unref();
+    ahead.push(thread);
+  }
 }
 
 /** A thread for lane `index`: one that was begun ahead, or a new one. */
 export function takeThread(program: URL, index: number): Worker {
-  const thread = ahead;
-  ahead = undefined;
+  const thread = ahead.shift();
   // One that has ended (-1) has told nobody why; the next one will.
   if (thread === undefined || thread.threadId === -1) return makeThread(program, `lane ${index}`);
   thread.off("error", ignore);
   thread.ref();
   return thread;
+}
+
+/** Ends the threads that nobody has taken. */
+export function dropThreads(): void {
+  for (const thread of ahead.splice(0)) void thread.terminate();
 }
 
 const ignore = (): void => {};

@@ -6,6 +6,7 @@
 import { Refusal } from "#base/refusal";
 import type { FromLane, LaneCall, LaneCalls, LaneStart } from "#lane/messages";
 import { LaneHandle } from "./lane-handle.ts";
+import { dropThreads } from "./lane-thread.ts";
 
 /** A lane that dies more often than this within `DEATHS_WINDOW_MS` stays down: something is wrong that a restart does not cure. */
 const DEATHS_MAX = 5;
@@ -40,6 +41,7 @@ export class Lanes {
     this.#listener = listener;
     this.#deaths = starts.map(() => []);
     for (const start of starts.slice(0, atOnce)) this.#handles.push(this.#make(start));
+    dropThreads();
   }
 
   /** Of all lanes that the server is to have. */

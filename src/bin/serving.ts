@@ -1,12 +1,12 @@
 /** `ashlar serve`: settings, log, server, signals. The order is that of the time it takes: lanes start while the API loads. */
 import type { Command } from "commander";
 import { takeActivatedSockets } from "#admin/activation";
+import { dataDirectory } from "#admin/data-place";
 import { FRONTS } from "#admin/fronts";
 import { makeLog } from "#admin/log";
 import { type EnvChoice, Server } from "#admin/server";
 import { camelCase, type Settings, type SettingsText, settingsOf } from "#admin/settings";
 import { REFUSALS } from "#base/refusal";
-import { dataDirectory } from "#cli/context";
 import { makeProgram, runProgram } from "#cli/program";
 import { chooseEnv } from "#env/choose";
 import { notifyServiceManager } from "#env/notify";
