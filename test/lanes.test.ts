@@ -5,7 +5,7 @@ import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
 import { call } from "./support/admin.ts";
-import { run, runAny } from "./support/program.ts";
+import { run, runAny, until } from "./support/program.ts";
 import { Server } from "./support/server.ts";
 import { tempFolder } from "./support/temp.ts";
 
@@ -77,6 +77,19 @@ test("lanes that begin after the server is ready serve what is asked of them mea
   );
   await call(server.data, "POST", "/v1/volumes", { name: "c", size: 8 << 20 });
   assert.equal(await onLane("c"), 2);
+});
+
+test("a lane that died too often gets no new volumes", async (t) => {
+  const server = await Server.start(t, { args: ["--lanes", "2"] });
+  const kill = async (): Promise<boolean> => {
+    await call(server.data, "POST", "/v1/lanes/1/restart", { force: true });
+    return server.log.includes("too often to be replaced");
+  };
+  await until("lane 1 stays down", kill, 60_000);
+  for (const name of ["a", "b"]) {
+    const { lane } = await call<{ lane: number }>(server.data, "POST", "/v1/volumes", { name, size: 8 << 20 });
+    assert.equal(lane, 0);
+  }
 });
 
 test("the control plane answers while the lanes are busy", async (t) => {

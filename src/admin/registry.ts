@@ -374,8 +374,11 @@ export class Registry {
   }
 
   #leastLoaded(): number {
+    // One that is dead may be so for good; what it has comes back with it, and what is new need not wait.
+    const load = (lane: number): number =>
+      this.#lanes.handle(lane)?.state === "dead" ? Number.POSITIVE_INFINITY : this.setsOn(lane);
     let best = 0;
-    for (let lane = 1; lane < this.#lanes.begun; lane++) if (this.setsOn(lane) < this.setsOn(best)) best = lane;
+    for (let lane = 1; lane < this.#lanes.begun; lane++) if (load(lane) < load(best)) best = lane;
     return best;
   }
 
