@@ -4,7 +4,8 @@ import { randomBytes } from "node:crypto";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { test } from "node:test";
-import { run, runAny } from "./support/program.ts";
+import { call } from "./support/admin.ts";
+import { run, runAny, until } from "./support/program.ts";
 import { Server } from "./support/server.ts";
 import { tempFolder } from "./support/temp.ts";
 
@@ -42,6 +43,53 @@ test("volumes of every lane are reached by plain connections and under TLS", asy
   writeFileSync(wrong, `web:${randomBytes(32).toString("hex")}\n`, { mode: 0o600 });
   const refused = await runAny("nbdinfo", [`nbds://web@127.0.0.1:${server.nbd}/a?tls-psk-file=${wrong}`]);
   assert.notEqual(refused.status, 0);
+});
+
+test("lanes that begin after the server is ready serve what is asked of them meanwhile", async (t) => {
+  const server = await Server.start(t, { args: ["--lanes", "3"] });
+  const again = async () => {
+    await server.kill();
+    await server.restart();
+  };
+  const onLane = async (name: string) => {
+    const { lane } = await call<{ lane: number }>(server.data, "GET", `/v1/volumes/${name}`);
+    assert.equal((await run("nbdinfo", ["--size", server.uri(name)])).trim(), String(8 << 20));
+    return lane;
+  };
+  await again();
+  const lanes = new Set<number>();
+  for (const name of ["a", "b", "c"]) {
+    await call(server.data, "POST", "/v1/volumes", { name, size: 8 << 20 });
+    lanes.add(await onLane(name));
+  }
+  assert.deepEqual([...lanes].sort(), [0, 1, 2]);
+  // As many lanes as there are volumes are there at once, the third one later.
+  await call(server.data, "DELETE", "/v1/volumes/c");
+  await again();
+  const { lanes: now } = await call<{ lanes: { state: string; sets: number }[] }>(server.data, "GET", "/v1/status");
+  assert.deepEqual(
+    now.map(({ state, sets }) => [state, sets]),
+    [
+      ["running", 1],
+      ["running", 1],
+      ["running", 0],
+    ],
+  );
+  await call(server.data, "POST", "/v1/volumes", { name: "c", size: 8 << 20 });
+  assert.equal(await onLane("c"), 2);
+});
+
+test("a lane that died too often gets no new volumes", async (t) => {
+  const server = await Server.start(t, { args: ["--lanes", "2"] });
+  const kill = async (): Promise<boolean> => {
+    await call(server.data, "POST", "/v1/lanes/1/restart", { force: true });
+    return server.log.includes("too often to be replaced");
+  };
+  await until("lane 1 stays down", kill, 60_000);
+  for (const name of ["a", "b"]) {
+    const { lane } = await call<{ lane: number }>(server.data, "POST", "/v1/volumes", { name, size: 8 << 20 });
+    assert.equal(lane, 0);
+  }
 });
 
 test("the control plane answers while the lanes are busy", async (t) => {

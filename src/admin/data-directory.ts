@@ -21,6 +21,7 @@ import {
 import { dirname, join, resolve } from "node:path";
 import { Refusal } from "#base/refusal";
 import { tryLock } from "#env/flock";
+import { setsIn } from "./data-place.ts";
 import { syncDirectory, writeDurably } from "./durable-file.ts";
 
 /** Of the directory's layout and of what lies in it. Goes up when an older server could not use it any more. */
@@ -73,9 +74,7 @@ export class DataDirectory {
 
   /** Version sets that are there, in order of their names. */
   sets(): string[] {
-    return readdirSync(this.file("sets"))
-      .filter((name) => /^[0-9a-f]{32}$/.test(name))
-      .sort();
+    return setsIn(this.path);
   }
 
   setPath(uuid: string): string {

@@ -10,7 +10,7 @@ const ANSWERS = program(`
 `);
 
 test("a thread that was begun ahead hears what is said to it before it has loaded, and one that was not is made", async () => {
-  makeThreadsAhead(ANSWERS, false);
+  makeThreadsAhead(ANSWERS, 1);
   for (const index of [0, 1]) {
     const thread = takeThread(ANSWERS, index);
     thread.postMessage(`lane ${index}`);
@@ -22,7 +22,7 @@ test("a thread that was begun ahead hears what is said to it before it has loade
 
 test("a thread that has ended meanwhile is not given away: whoever takes one hears why it ends", async () => {
   const broken = program(`throw new Error("no program")`);
-  makeThreadsAhead(broken, false);
+  makeThreadsAhead(broken, 1);
   // It ends by itself; nothing is told, and nothing is thrown.
   await new Promise((resolve) => setTimeout(resolve, 500));
   const thread = takeThread(broken, 0);

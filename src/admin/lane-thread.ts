@@ -2,7 +2,6 @@
  * The threads of lanes. A thread takes about as long to load its program as the server takes to load its own: the first
  * ones begin before anything is known of the lanes that they will be, and wait for their start (`LaneThreadStart`).
  */
-import { availableParallelism } from "node:os";
 import { Worker } from "node:worker_threads";
 
 /** The JavaScript heap of a lane; buffers and maps lie outside it. */
@@ -19,9 +18,8 @@ function makeThread(program: URL, name: string): Worker {
   });
 }
 
-/** Begins as many threads as a server has lanes, if that is known not to depend on its settings. They keep no process alive. */
-export function makeThreadsAhead(program: URL, isByDefault: boolean): void {
-  const count = isByDefault ? availableParallelism() : 1;
+/** Begins the threads of so many lanes. They keep no process alive. */
+export function makeThreadsAhead(program: URL, count: number): void {
   for (let index = 0; index < count; index++) {
     const thread = makeThread(program, `lane ${index}`);
     // What is wrong with it is heard by whoever takes it; until then it must not end the program.

@@ -48,8 +48,9 @@ export class LaneWishDesk {
     const { record, legacy } = given.shared;
     if (record.registrants.length === 0 && legacy === undefined) this.#reservations.delete(record.uuid);
     else this.#reservations.set(record.uuid, { shared: given.shared, lane });
-    const others = Array.from({ length: this.#lanes.count }, (_, index) => index).filter((index) => index !== lane);
-    await Promise.all(others.map((index) => this.#orDead(this.#lanes.call(index, "reservations.take", given))));
+    await Promise.all(
+      this.#lanes.others(lane).map((index) => this.#orDead(this.#lanes.call(index, "reservations.take", given))),
+    );
     return undefined;
   }
 

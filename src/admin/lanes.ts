@@ -1,6 +1,7 @@
 /**
- * All lanes of the server: started together, replaced when one dies. What a new lane must be given (rights, listeners,
- * version sets) is given by whoever listens to `onReplaced`.
+ * All lanes of the server. Those that are needed at once begin together, the others when the server is ready: a thread
+ * takes as much processor time as all that the control plane does until then. One that dies is replaced. What a lane that
+ * begins late must be given (rights, listeners, version sets) is given by whoever listens to `onBegun`.
  */
 import { Refusal } from "#base/refusal";
 import type { FromLane, LaneCall, LaneCalls, LaneStart } from "#lane/messages";
@@ -19,8 +20,8 @@ export interface LanesListener {
   onMessage(lane: number, message: LaneMessage): void;
   /** A lane has ended; its sets answer nobody. `final`: it will not be replaced. */
   onDied(lane: number, reason: string, final: boolean): void;
-  /** A new thread stands in its place and holds nothing yet. */
-  onReplaced(lane: number): void;
+  /** It takes calls and holds nothing yet: it begins late, or stands in the place of one that died. */
+  onBegun(lane: number): Promise<void>;
 }
 
 export class Lanes {
@@ -29,28 +30,64 @@ export class Lanes {
   readonly #listener: LanesListener;
   readonly #handles: LaneHandle[] = [];
   readonly #deaths: number[][];
+  /** Lanes that have begun late, until they have been given everything or have died. */
+  readonly #late = new Map<number, Promise<void>>();
   #closing = false;
 
-  constructor(program: URL, starts: readonly LaneStart[], listener: LanesListener) {
+  /** @param atOnce so many lanes begin now, the others with `beginOthers`. */
+  constructor(program: URL, starts: readonly LaneStart[], atOnce: number, listener: LanesListener) {
     this.#program = program;
     this.#starts = starts;
     this.#listener = listener;
     this.#deaths = starts.map(() => []);
-    for (const start of starts) this.#handles.push(this.#make(start));
+    for (const start of starts.slice(0, atOnce)) this.#handles.push(this.#make(start));
     dropThreads();
   }
 
+  /** Of all lanes that the server is to have. */
   get count(): number {
+    return this.#starts.length;
+  }
+  /** Of those that have begun: lanes 0 to this. Only they can be called. */
+  get begun(): number {
     return this.#handles.length;
   }
 
-  /** Waits until every lane takes calls. @throws Refusal unreachable */
+  beginOthers(): void {
+    if (this.#closing) return;
+    for (const start of this.#starts.slice(this.begun)) {
+      const handle = this.#make(start);
+      this.#handles.push(handle);
+      const given = handle.ready.then(() => this.#listener.onBegun(start.index)).catch(() => {});
+      this.#late.set(
+        start.index,
+        given.finally(() => this.#late.delete(start.index)),
+      );
+    }
+  }
+
+  /** Waits for a lane that has begun late to have been given what it needs to serve volumes. */
+  async whenFurnished(lane: number): Promise<void> {
+    await this.#late.get(lane);
+  }
+
+  /** Waits until the lanes that began at once take calls. @throws Refusal unreachable */
   async started(): Promise<void> {
     await Promise.all(this.#handles.map((handle) => handle.ready));
   }
 
-  handle(lane: number): LaneHandle {
-    return this.#handles[lane]!;
+  /** Undefined before it has begun. */
+  handle(lane: number): LaneHandle | undefined {
+    return this.#handles[lane];
+  }
+
+  /** Every lane that has begun, but this one. */
+  others(lane: number): number[] {
+    return [...this.#handles.keys()].filter((index) => index !== lane);
+  }
+
+  start(lane: number): LaneStart {
+    return this.#starts[lane]!;
   }
 
   restarts(lane: number): number {
@@ -112,7 +149,7 @@ export class Lanes {
     const handle = this.#make(this.#starts[start.index]!);
     this.#handles[start.index] = handle;
     handle.ready.then(
-      () => this.#listener.onReplaced(start.index),
+      () => this.#listener.onBegun(start.index),
       () => {},
     );
   }

@@ -148,6 +148,7 @@ export class Registry {
     return this.#exclusively([name], async () => {
       this.#refuseTaken(name);
       const lane = this.#leastLoaded();
+      await this.#lanes.whenFurnished(lane);
       // Made under a name that a restart throws away, so that a set is there whole or not at all.
       const draft = this.#directory.draftPath();
       let uuid: string;
@@ -373,8 +374,11 @@ export class Registry {
   }
 
   #leastLoaded(): number {
+    // One that is dead may be so for good; what it has comes back with it, and what is new need not wait.
+    const load = (lane: number): number =>
+      this.#lanes.handle(lane)?.state === "dead" ? Number.POSITIVE_INFINITY : this.setsOn(lane);
     let best = 0;
-    for (let lane = 1; lane < this.#lanes.count; lane++) if (this.setsOn(lane) < this.setsOn(best)) best = lane;
+    for (let lane = 1; lane < this.#lanes.begun; lane++) if (load(lane) < load(best)) best = lane;
     return best;
   }
 

@@ -75,10 +75,11 @@ export class Server {
   state: "starting" | "ready" | "draining" = "starting";
   readonly fronts: FrontNow[] = [];
   readonly #space: SpaceWatch;
+  #poolTold = "";
   readonly #tls: Tls | undefined;
   #api: Promise<HttpServer[]> = Promise.resolve([]);
 
-  /** Takes the data directory and starts the lanes' threads; `start` does the rest. @throws Refusal */
+  /** Takes the data directory and starts the first lanes' threads; `start` does the rest. @throws Refusal */
   constructor({ settings, log, version, env, laneProgram }: ServerParts) {
     this.settings = settings;
     this.log = log;
@@ -95,10 +96,12 @@ export class Server {
       this.#onDrives(facts);
       return facts;
     });
-    this.lanes = new Lanes(laneProgram, laneStarts(settings, env), {
+    // As many as there are version sets for; whoever waits for "ready" need not wait for the others.
+    const atOnce = Math.max(1, this.directory.sets().length);
+    this.lanes = new Lanes(laneProgram, laneStarts(settings, env), atOnce, {
       onMessage: (lane, message) => this.#onMessage(lane, message),
       onDied: (lane, reason, final) => this.#onDied(lane, reason, final),
-      onReplaced: (lane) => void this.#onReplaced(lane).catch((error) => this.#giveUp(error)),
+      onBegun: (lane) => this.#furnish(lane).catch((error) => this.#giveUp(error)),
     });
     this.#wishes = new LaneWishDesk(this.lanes);
     this.registry = new Registry(this.directory, this.lanes, {
@@ -117,7 +120,12 @@ export class Server {
       async () => (await this.lanes.ask("space.used", undefined)).reduce((sum, { reply }) => sum + reply, 0),
     );
     this.#space.onLook = () => {
-      this.lanes.ask("space.now", this.#poolFacts()).catch(() => {});
+      const facts = this.#poolFacts();
+      const text = JSON.stringify(facts);
+      // A lane that sleeps is woken for news only; but what a limit leaves is counted from when lanes were last asked.
+      if (facts.limit === undefined && text === this.#poolTold) return;
+      this.#poolTold = text;
+      this.lanes.ask("space.now", facts).catch(() => {});
     };
   }
 
@@ -134,10 +142,11 @@ export class Server {
     await this.drives.publish();
     await this.registry.openAll();
     await this.#space.start();
-    await Promise.all(Array.from({ length: this.lanes.count }, (_, lane) => this.#startFronts(lane)));
+    await Promise.all(Array.from({ length: this.lanes.begun }, (_, lane) => this.#startFronts(lane)));
     await this.#listen();
     await this.#api;
     this.state = "ready";
+    this.lanes.beginOthers();
     this.events.add("ready", "The server is ready");
     if (this.directory.wasUnclean)
       this.log.info({}, "The server did not end in order last time; everything was replayed");
@@ -163,14 +172,14 @@ export class Server {
   > {
     const facts = new Map((await this.lanes.ask("facts", undefined)).map(({ lane, reply }) => [lane, reply]));
     return Array.from({ length: this.lanes.count }, (_, index) => {
-      const { state, start } = this.lanes.handle(index);
+      const { env, memoryBytes } = this.lanes.start(index);
       return {
         index,
-        state,
-        env: start.env,
+        state: this.lanes.handle(index)?.state ?? "starting",
+        env,
         sets: this.registry.setsOn(index),
         connections: facts.get(index)?.connections ?? 0,
-        memory: facts.get(index)?.memory ?? { used: 0, peak: 0, size: start.memoryBytes },
+        memory: facts.get(index)?.memory ?? { used: 0, peak: 0, size: memoryBytes },
         restarts: this.lanes.restarts(index),
       };
     });
@@ -178,12 +187,14 @@ export class Server {
 
   /**
    * Ends a lane as a mistake in it would; with `force` from outside, which it need not notice.
-   * @throws Refusal not-found
+   * @throws Refusal not-found, unreachable
    */
   restartLane(index: number, force: boolean): void {
     if (index >= this.lanes.count)
       throw new Refusal("not-found", `There is no lane ${index}`, `Lanes are 0 to ${this.lanes.count - 1}.`);
-    if (force) this.lanes.handle(index).kill();
+    if (index >= this.lanes.begun)
+      throw new Refusal("unreachable", `Lane ${index} has not begun yet`, "Try again when the server is ready.");
+    if (force) this.lanes.handle(index)!.kill();
     else this.lanes.call(index, "fail", undefined).catch(ignoreDeath);
   }
 
@@ -343,8 +354,9 @@ export class Server {
     if (this.lanes.count === 1) return;
     const { uuid, lane, versions } = set;
     const given = { set: uuid, lane, address: this.#socket(laneSocket(lane)), versions };
-    const others = Array.from({ length: this.lanes.count }, (_, index) => index).filter((index) => index !== lane);
-    await Promise.all(others.map((index) => this.lanes.call(index, "placed", given).catch(ignoreDeath)));
+    await Promise.all(
+      this.lanes.others(lane).map((index) => this.lanes.call(index, "placed", given).catch(ignoreDeath)),
+    );
   }
 
   #onMessage(lane: number, message: LaneMessage): void {
@@ -360,7 +372,7 @@ export class Server {
         break;
       case "hand-over": {
         const { type: _, lane: to, ...given } = message;
-        this.lanes.handle(to).handOver(given);
+        this.lanes.handle(to)!.handOver(given);
         break;
       }
       case "wish":
@@ -391,7 +403,8 @@ export class Server {
     return `${this.directory.path}/reservations`;
   }
 
-  async #onReplaced(lane: number): Promise<void> {
+  /** Gives a lane that has begun late, or in the place of another, all that it would have had from the beginning. */
+  async #furnish(lane: number): Promise<void> {
     await this.lanes.call(lane, "reservations.open", { path: this.#reservationsPath });
     await this.#wishes.tellAll(lane);
     await this.lanes.call(lane, "rights.load", { rights: this.rights.state });

@@ -4,8 +4,11 @@ import { formatSize } from "#base/size";
 import { type Bytes, GIB, MIB } from "#base/units";
 import type { Problems } from "./problems.ts";
 
-/** Between two looks, where there is so much room that nobody fills it in that time, and where there is little. */
-const LOOK_EVERY_MS_MAX = 5_000;
+/**
+ * Between two looks, where there is so much room that nobody fills it in that time, and where there is little. The first is
+ * all that a server without hosts does: as often as monitoring usually asks.
+ */
+const LOOK_EVERY_MS_MAX = 15_000;
 const LOOK_EVERY_MS_MIN = 250;
 /** As fast as hosts may fill a disk, in bytes per millisecond: what is left up to a threshold says when to look again. */
 const FILLING_PER_MS = GIB / 1000;

@@ -1,20 +1,19 @@
-/** The command `ashlar`: one program for the server and for those who speak to it. */
+/**
+ * The command `ashlar`: one program for the server and for those who speak to it. They are bundled apart, so that neither
+ * loads, or keeps in memory, what only the other one needs.
+ */
 import { readFileSync } from "node:fs";
-import { makeThreadsAhead } from "#admin/lane-thread";
 
 const { version } = JSON.parse(readFileSync(new URL("../../../package.json", import.meta.url), "utf8")) as {
   version: string;
 };
+/** By its address: what is imported by its name goes into the same bundle. */
+const serving = (): Promise<typeof import("./serve.ts")> => import(new URL("./serve.js", import.meta.url).href);
 
 /** The options before a command that take a value. */
 const WITH_VALUE = ["--data", "--api", "--api-token-file"];
 
 const argv = process.argv.slice(2);
 const first = argv.find((word, index) => !word.startsWith("-") && !WITH_VALUE.includes(argv[index - 1] ?? ""));
-const serves = first === "serve";
-/** With any of these a server may have other than one lane per core; one it has always. */
-const LANES_DEPEND_ON = /^--(lanes|env|iscsi|config)(=|$)/;
-if (serves && !argv.includes("--help") && !argv.includes("-h"))
-  makeThreadsAhead(new URL("./lane.js", import.meta.url), !argv.some((word) => LANES_DEPEND_ON.test(word)));
-const { main } = await import("./main.ts");
-process.exitCode = await main(argv, version, serves);
+const { main } = first === "serve" ? await serving() : await import("./client.ts");
+process.exitCode = await main(argv, version);

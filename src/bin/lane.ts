@@ -41,7 +41,7 @@ port.once("message", (start: LaneThreadStart) => {
   port.on("message", (message: ToLane) => take(message));
   void begin(start).then((lane) => {
     take = (message) => lane.handle(message);
-    for (const message of early) take(message);
     tell({ type: "ready" });
+    for (const message of early) take(message);
   });
 });

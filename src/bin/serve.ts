@@ -1,69 +1,28 @@
-/** `ashlar serve`: settings, log, server, signals. The order is that of the time it takes: lanes start while the API loads. */
-import type { Command } from "commander";
-import { takeActivatedSockets } from "#admin/activation";
-import { FRONTS } from "#admin/fronts";
-import { makeLog } from "#admin/log";
-import { type EnvChoice, Server } from "#admin/server";
-import { camelCase, type Settings, type SettingsText, settingsOf } from "#admin/settings";
-import { REFUSALS } from "#base/refusal";
-import { dataDirectory } from "#cli/context";
-import { chooseEnv } from "#env/choose";
-import { notifyServiceManager } from "#env/notify";
+/** The program of a server. The threads of the lanes that it has volumes for begin before anything else is loaded. */
+import { availableParallelism } from "node:os";
+import { dataDirectory, setsIn } from "#admin/data-place";
+import { makeThreadsAhead } from "#admin/lane-thread";
 
-export async function serve(command: Command, version: string): Promise<void> {
-  const settings = await settingsFrom(command);
-  const log = makeLog(settings.logLevel, settings.logFormat);
-  const { kind, why } = chooseEnv(settings.env);
-  const env: EnvChoice = { name: kind, reason: why };
-  const server = new Server({ settings, log, version, env, laneProgram: new URL("./lane.js", import.meta.url) });
-  const ended = untilSignal(server);
-  log.info({ data: server.directory.path, env: env.name, reason: env.reason, lanes: server.lanes.count }, "Starting");
+/** @returns the exit status. */
+export async function main(argv: readonly string[], version: string): Promise<number> {
+  const laneProgram = new URL("./lane.js", import.meta.url);
+  if (!argv.includes("--help") && !argv.includes("-h")) makeThreadsAhead(laneProgram, lanesExpected(argv));
+  const { serving } = await import("./serving.ts");
+  return await serving(argv, version, laneProgram);
+}
+
+/** With any of these a server may have other than one lane per core, or another data directory. */
+const LANES_DEPEND_ON = /^--(lanes|env|iscsi|config)(=|$)/;
+
+/** How many lanes will begin at once, as far as it can be told from here; one begins always. */
+function lanesExpected(argv: readonly string[]): number {
+  if (argv.some((word) => LANES_DEPEND_ON.test(word))) return 1;
+  const at = argv.findLastIndex((word) => word === "--data" || word.startsWith("--data="));
+  const given = argv[at] === "--data" ? argv[at + 1] : argv[at]?.slice("--data=".length);
   try {
-    await server.start(async () => (await import("#admin/api-server")).startApi(server));
-  } catch (error) {
-    await server.close();
-    throw error;
+    return Math.min(availableParallelism(), Math.max(1, setsIn(dataDirectory(given)).length));
+  } catch {
+    // It is new, or whoever takes it says what is wrong.
+    return 1;
   }
-  log.info({ ms: Math.round(process.uptime() * 1000), volumes: server.registry.count("volume") }, "Ready");
-  notifyServiceManager("READY=1");
-  await ended;
-}
-
-/** A terminal's Ctrl-C reaches the server directly and through whatever started it: that is one signal. */
-const SAME_SIGNAL_MS = 500;
-
-/** The first SIGTERM or SIGINT drains; a second one ends at once. */
-function untilSignal(server: Server): Promise<void> {
-  return new Promise((resolve, reject) => {
-    let first: number | undefined;
-    const onSignal = (): void => {
-      const now = performance.now();
-      if (first !== undefined && now - first < SAME_SIGNAL_MS) return;
-      if (first !== undefined) process.exit(REFUSALS.interrupted.exit);
-      first = now;
-      notifyServiceManager("STOPPING=1");
-      server.drain().then(resolve, reject);
-    };
-    process.on("SIGTERM", onSignal);
-    process.on("SIGINT", onSignal);
-  });
-}
-
-async function settingsFrom(command: Command): Promise<Settings> {
-  const flags = command.optsWithGlobals<Record<string, unknown>>();
-  const said: Record<string, unknown> = {};
-  for (const [name, value] of Object.entries(flags))
-    if (command.getOptionValueSourceWithGlobals(name) === "cli") said[name] = value;
-  const { config, ...rest } = said as { config?: string };
-  // A socket from systemd is where the front listens, whatever else is said.
-  const activated = takeActivatedSockets(process.env);
-  const addressOf = (name: string) =>
-    activated.has(name) ? `fd:${activated.get(name)}` : (said[name] as string | undefined);
-  const fronts = Object.fromEntries(Object.keys(FRONTS).map((name) => [name, addressOf(name)]));
-  const switchNames = Object.values(FRONTS).flatMap(({ switches = {} }) => Object.keys(switches));
-  const switches = Object.fromEntries(switchNames.map((flag) => [flag, said[camelCase(flag)] as boolean | undefined]));
-  const texts: SettingsText[] = [{ ...rest, fronts, switches }];
-  if (config !== undefined) texts.push((await import("#admin/config-file")).readConfigFile(config));
-  const data = dataDirectory(texts.map(({ data: given }) => given).find((given) => given !== undefined));
-  return settingsOf(data, ...texts);
 }

@@ -1,25 +1,16 @@
 /** What every command has: how to reach the server, and how to print. */
-import { existsSync, readFileSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import type { Command } from "commander";
+import { dataDirectory } from "#admin/data-place";
 import { Refusal } from "#base/refusal";
 import { ApiClient } from "./client.ts";
 import { show } from "./output.ts";
-
-const DATA_DEFAULT = "/var/lib/ashlar";
 
 interface GlobalOptions {
   readonly data?: string;
   readonly json?: boolean;
   readonly api?: string;
   readonly apiTokenFile?: string;
-}
-
-/** `--data`, or ASHLAR_DATA, or `./data` where a server has been, or the system's directory. */
-export function dataDirectory(given: string | undefined): string {
-  if (given !== undefined) return given;
-  const variable = process.env["ASHLAR_DATA"];
-  if (variable !== undefined && variable !== "") return variable;
-  return existsSync("data/ashlar.json") ? "data" : DATA_DEFAULT;
 }
 
 export class Context {

@@ -1,11 +1,12 @@
 /**
  * How each front is made. A new front is one line here and one in `#admin/fronts`. A lane loads those that it is to run:
- * the others would cost time at the start and memory for ever.
+ * the others would cost time at the start and memory for ever. NBD runs in every lane.
  */
 import type { FrontMaker } from "./front.ts";
+import { makeNbdFront } from "./nbd.ts";
 
 const MAKERS: Readonly<Record<string, () => Promise<FrontMaker>>> = {
-  nbd: async () => (await import("./nbd.ts")).makeNbdFront,
+  nbd: async () => makeNbdFront,
   scp: async () => (await import("./scp.ts")).makeScpFront,
   iscsi: async () => (await import("./iscsi.ts")).makeIscsiFront,
 };

@@ -1,20 +1,9 @@
-/** The command line of `ashlar`: `serve`, and the commands of those who speak to a server. */
+/** `ashlar serve` as the command line describes it. */
 import type { Command } from "commander";
 import { FRONTS } from "#admin/fronts";
-import { makeProgram, runProgram } from "#cli/program";
 
-/** @returns the exit status. */
-export async function main(argv: readonly string[], version: string, serves: boolean): Promise<number> {
-  // A server needs no clients' commands, and would keep their code in memory for as long as it runs.
-  const commands = serves ? undefined : await import("#cli/commands");
-  const program = makeProgram(version, (all) => {
-    addServe(all);
-    commands?.addCommands(all);
-  });
-  return await runProgram(program, [...argv]);
-}
-
-function addServe(program: Command): void {
+/** @param run does it. */
+export function addServe(program: Command, run: (command: Command) => Promise<void>): void {
   const serve = program
     .command("serve")
     .description("run a server on a data directory, which is made when it is new")
@@ -42,8 +31,5 @@ function addServe(program: Command): void {
     .option("--log-level <level>", "debug, info, warn or error (info)")
     .option("--log-format <format>", "auto, json or text (auto)")
     .option("--drain-seconds <seconds>", "how long SIGTERM lets what is in flight finish (30)", Number)
-    .action(async (_options: object, command: Command) => {
-      const { serve: run } = await import("./serve.ts");
-      await run(command, program.version() ?? "");
-    });
+    .action((_options: object, command: Command) => run(command));
 }
