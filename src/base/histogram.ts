@@ -14,14 +14,15 @@ export class Histogram {
   sum: Millis = 0;
 
   observe(value: Millis): void {
-    const micros = value * 1000;
-    this.counts[bucketOf(micros)]! += 1;
+    this.counts[bucketOf(value)]! += 1;
     this.count++;
     this.sum += value;
   }
 }
 
-function bucketOf(micros: number): number {
+/** The bucket that a value belongs to. */
+export function bucketOf(value: Millis): number {
+  const micros = value * 1000;
   if (micros < 4) return micros > 0 ? micros | 0 : 0;
   if (micros >= 0x400_0000) return BUCKET_COUNT - 1;
   const whole = micros | 0;

@@ -111,7 +111,7 @@ export class Guard implements BlockDevice {
   }
 
   #judge(op: BlockOp): Status | undefined {
-    if (this.readOnly && CHANGES[op.kind]) return "denied";
+    if (CHANGES[op.kind] && this.readOnly) return "denied";
     return checkRange(this, op) ?? this.gate?.judge(op);
   }
 

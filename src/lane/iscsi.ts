@@ -1,7 +1,7 @@
 /** The iSCSI front of a lane. */
 import { createHash } from "node:crypto";
 import { Refusal } from "#base/refusal";
-import { Meter } from "#device/meter";
+import { Meters } from "#device/meter";
 import { type Address, isNetError } from "#env/env";
 import { Version } from "#store/version";
 import { IscsiFront } from "#target/iscsi-front";
@@ -22,16 +22,11 @@ export function makeIscsiFront({ env, table, directory, book }: FrontContext, st
   const { serverUuid = "" } = start.options as IscsiOptions;
   // Of the disk that all volumes share; nothing is known before it was looked at for the first time.
   let space: PoolFacts = { available: 0, used: 0, soft: 0 };
-  const meters = new Map<string, Meter>();
-  const meterOf = (device: string): Meter => {
-    let meter = meters.get(device);
-    if (meter === undefined) meters.set(device, (meter = new Meter()));
-    return meter;
-  };
+  const meters = new Meters();
   const provisioning = { available: () => space.available, used: () => space.used, soft: () => space.soft };
   const front = new IscsiFront(env, table, directory, book, {
     targetName: `${NAME_PREFIX}:${serverUuid.replaceAll("-", "").toLowerCase()}`,
-    meterOf,
+    meterOf: (device) => meters.of(device),
     hash: (algorithm, bytes) => createHash(algorithm).update(bytes).digest(),
     // Volumes and snapshots of the log engine are thin; partitions lie in place, and keep what is unmapped. What other
     // lanes have is of the engine.
@@ -61,7 +56,7 @@ export function makeIscsiFront({ env, table, directory, book }: FrontContext, st
           })),
         ),
       ),
-    meters: () => meters,
+    meters: () => meters.byName,
     facts: () => describe(front),
     space: (now) => {
       const before = space.available;

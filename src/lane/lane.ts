@@ -368,10 +368,8 @@ export class Lane {
       for (const [volume, meter] of front.meters()) {
         // A name that was deleted is nobody's any more.
         if (this.#directory.find(volume) === undefined) continue;
-        const operations: Record<string, MeterFacts["operations"][string]> = {};
-        for (const [kind, { count, sum, counts }] of Object.entries(meter.latency))
-          operations[kind] = { count, sum, counts, bytes: meter.bytes[kind as keyof typeof meter.bytes] ?? 0 };
-        facts.push({ volume, front: name, connections: meter.connections, operations, errors: { ...meter.errors } });
+        const { connections, errors } = meter;
+        facts.push({ volume, front: name, connections, operations: meter.operations(), errors: { ...errors } });
       }
     return facts;
   }

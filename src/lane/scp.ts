@@ -1,6 +1,6 @@
 /** The SCP front of a lane. */
 import { Refusal } from "#base/refusal";
-import { Meter } from "#device/meter";
+import { Meters } from "#device/meter";
 import { type Address, isNetError } from "#env/env";
 import { SCP_FRONT_DEFAULTS, ScpFront } from "#target/scp-front";
 import type { Front, FrontContext } from "./front.ts";
@@ -17,12 +17,7 @@ interface ScpOptions {
 
 export function makeScpFront({ env, table }: FrontContext, start: FrontStart): Front {
   const { scpAnySourcePort = false, networks = [], serverUuid = "", run } = start.options as ScpOptions;
-  const meters = new Map<string, Meter>();
-  const meterOf = (device: string): Meter => {
-    let meter = meters.get(device);
-    if (meter === undefined) meters.set(device, (meter = new Meter()));
-    return meter;
-  };
+  const meters = new Meters();
   const hex = serverUuid.replaceAll("-", "").padEnd(32, "0");
   const front = new ScpFront(env, table, {
     ...SCP_FRONT_DEFAULTS,
@@ -30,7 +25,7 @@ export function makeScpFront({ env, table }: FrontContext, start: FrontStart): F
     networks,
     run: run ?? 1 + env.random.below(0xffff_ffff),
     serverId: Uint8Array.from({ length: 16 }, (_, i) => Number.parseInt(hex.slice(2 * i, 2 * i + 2), 16)),
-    meterOf,
+    meterOf: (device) => meters.of(device),
     certificate: start.tls ?? {},
     tlsRequired: start.tlsRequired,
   });
@@ -50,7 +45,7 @@ export function makeScpFront({ env, table }: FrontContext, start: FrontStart): F
         since,
         requests,
       })),
-    meters: () => meters,
+    meters: () => meters.byName,
     drain: () => front.drain(),
   };
 }

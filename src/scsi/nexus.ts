@@ -47,6 +47,9 @@ export interface UnitMap {
 /** What an initiator port is called in reservations: it stays the same over sessions, servers and restarts. */
 export const nexusName = (initiatorPort: string, targetPort: string): string => `${initiatorPort}|${targetPort}`;
 
+/** Nothing waits: one for all. */
+const NONE: readonly number[] = [];
+
 export class Nexus {
   /** `<initiator name>,i,0x<ISID>`. */
   readonly initiatorPort: string;
@@ -55,10 +58,8 @@ export class Nexus {
   readonly host: string;
   readonly units: UnitMap;
   readonly name: string;
-  /** Additional sense codes that wait, by unit. No entry: nothing waits. */
-  readonly #attentions = new Map<object, number[]>();
-  /** Units that have heard of this nexus. */
-  readonly #known = new Set<object>();
+  /** Additional sense codes that wait, by unit. No entry: the unit has not heard of this nexus. */
+  readonly #attentions = new Map<object, readonly number[]>();
   readonly #greeting: number;
 
   /** @param greeting what the first command to each unit is told: `Asc.POWER_ON_OR_RESET` or `Asc.NEXUS_LOSS`. */
@@ -79,18 +80,16 @@ export class Nexus {
 
   /** True when a command to `unit` has to look at `takeAttention` first. */
   hasAttention(unit: object): boolean {
-    if (!this.#known.has(unit)) this.#greet(unit);
-    return this.#attentions.has(unit);
+    return this.#waiting(unit).length > 0;
   }
 
   addAttention(unit: object, asc: number): void {
     if (canary.armed === "scsi-attention-lost") return;
     if (canary.armed === "scsi-attention-elsewhere") {
-      const other = [...this.#known].find((one) => one !== unit);
+      const other = [...this.#attentions.keys()].find((one) => one !== unit);
       if (other !== undefined) unit = other;
     }
-    if (!this.#known.has(unit)) this.#greet(unit);
-    const waiting = this.#attentions.get(unit) ?? [];
+    const waiting = [...this.#waiting(unit)];
     // A reset makes whatever happened before it moot; the same news twice is one piece of news.
     if (asc >> 8 === Asc.POWER_ON_OR_RESET >> 8) waiting.length = 0;
     if (!waiting.includes(asc)) waiting.push(asc);
@@ -100,29 +99,26 @@ export class Nexus {
 
   /** The oldest attention, which is thereby told; 0 when there is none. */
   takeAttention(unit: object): number {
-    if (!this.#known.has(unit)) this.#greet(unit);
-    const waiting = this.#attentions.get(unit);
-    if (waiting === undefined) return 0;
-    const asc = waiting.shift() ?? 0;
-    if (waiting.length === 0) this.#attentions.delete(unit);
-    return asc;
+    const [oldest = 0, ...rest] = this.#waiting(unit);
+    this.#attentions.set(unit, rest.length === 0 ? NONE : rest);
+    return oldest;
   }
 
   /** REPORT LUNS tells the news itself: SPC-4 §6.33. */
   dropAttention(unit: object, asc: number): void {
     const waiting = this.#attentions.get(unit)?.filter((one) => one !== asc);
-    if (waiting === undefined) return;
-    if (waiting.length === 0) this.#attentions.delete(unit);
-    else this.#attentions.set(unit, waiting);
+    if (waiting !== undefined) this.#attentions.set(unit, waiting.length === 0 ? NONE : waiting);
   }
 
   forget(unit: object): void {
     this.#attentions.delete(unit);
-    this.#known.delete(unit);
   }
 
-  #greet(unit: object): void {
-    this.#known.add(unit);
-    this.#attentions.set(unit, [this.#greeting]);
+  #waiting(unit: object): readonly number[] {
+    const waiting = this.#attentions.get(unit);
+    if (waiting !== undefined) return waiting;
+    const greeting = [this.#greeting];
+    this.#attentions.set(unit, greeting);
+    return greeting;
   }
 }

@@ -178,7 +178,7 @@ function encodeGroup(group: PortGroup, unit: LogicalUnit): Uint8Array {
   bytes[GROUP.state] = unit.accessOf(group);
   bytes[GROUP.supported] = STATES_SUPPORTED;
   view.setUint16(GROUP.id, group.id);
-  bytes[GROUP.status] = unit.access.has(group) ? Status.HOST : Status.NOBODY;
+  bytes[GROUP.status] = unit.access?.has(group) ? Status.HOST : Status.NOBODY;
   bytes[GROUP.ports] = group.ports.length;
   for (const [index, port] of group.ports.entries())
     view.setUint16(GROUP.byteLength + PORT.byteLength * index + PORT.id, port.relativeId);
@@ -222,6 +222,7 @@ function applyStates(task: ScsiTask, states: ReadonlyMap<PortGroup, number>): vo
   const unit = task.unit!;
   for (const [group, state] of states) {
     if (unit.accessOf(group) === state) continue;
+    unit.access ??= new Map();
     unit.access.set(group, state);
     unit.tell(Asc.ASYMMETRIC_ACCESS_CHANGED, task.nexus);
   }

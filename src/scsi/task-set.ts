@@ -4,32 +4,37 @@
  */
 import type { ScsiTask } from "./task.ts";
 
+/** A list that runs through the tasks themselves: of the thousands of units that a host may have, each has little to fetch. */
 export class TaskSet {
-  readonly #tasks = new Set<ScsiTask>();
-  readonly #dormant: ScsiTask[] = [];
+  #first: ScsiTask | undefined = undefined;
+  #last: ScsiTask | undefined = undefined;
+  #size = 0;
   /** ORDERED and HEAD OF QUEUE tasks that have not ended: while there are none, and nobody waits, all is simple. */
   #barriers = 0;
   #order = 0;
+  /** Those that wait, in order of arrival; undefined while nobody does. */
+  #dormant: ScsiTask[] | undefined = undefined;
 
   get size(): number {
-    return this.#tasks.size;
+    return this.#size;
   }
 
   /** Takes a task in. True when it may run at once. */
   enter(task: ScsiTask): boolean {
     task.order = ++this.#order;
-    this.#tasks.add(task);
+    this.#append(task);
     if (task.attribute !== "simple") this.#barriers++;
     else if (this.#barriers === 0) return true;
     if (this.#mayRun(task)) return true;
     task.stage = "dormant";
-    this.#dormant.push(task);
+    (this.#dormant ??= []).push(task);
     return false;
   }
 
   /** Removes an ended task, and returns those that may run because of it. */
   leave(task: ScsiTask): readonly ScsiTask[] {
-    if (!this.#tasks.delete(task)) return NOBODY;
+    if (task.taskSet !== this) return NOBODY;
+    this.#remove(task);
     if (task.attribute !== "simple") this.#barriers--;
     return this.#wake(task);
   }
@@ -43,26 +48,48 @@ export class TaskSet {
   }
 
   #wake(task: ScsiTask): readonly ScsiTask[] {
-    if (this.#dormant.length === 0) return NOBODY;
+    const dormant = this.#dormant;
+    if (dormant === undefined) return NOBODY;
     const woken: ScsiTask[] = [];
-    for (let index = 0; index < this.#dormant.length; ) {
-      const waiting = this.#dormant[index]!;
-      if (waiting === task) this.#dormant.splice(index, 1);
+    for (let index = 0; index < dormant.length; ) {
+      const waiting = dormant[index]!;
+      if (waiting === task) dormant.splice(index, 1);
       else if (this.#mayRun(waiting)) {
-        this.#dormant.splice(index, 1);
+        dormant.splice(index, 1);
         woken.push(waiting);
       } else index++;
     }
+    if (dormant.length === 0) this.#dormant = undefined;
     return woken;
   }
 
-  [Symbol.iterator](): Iterator<ScsiTask> {
-    return this.#tasks[Symbol.iterator]();
+  /** In order of arrival. */
+  *[Symbol.iterator](): Generator<ScsiTask> {
+    for (let task = this.#first; task !== undefined; task = task.nextInSet) yield task;
+  }
+
+  #append(task: ScsiTask): void {
+    task.taskSet = this;
+    task.previousInSet = this.#last;
+    if (this.#last === undefined) this.#first = task;
+    else this.#last.nextInSet = task;
+    this.#last = task;
+    this.#size++;
+  }
+
+  #remove(task: ScsiTask): void {
+    const { previousInSet: previous, nextInSet: next } = task;
+    if (previous === undefined) this.#first = next;
+    else previous.nextInSet = next;
+    if (next === undefined) this.#last = previous;
+    else next.previousInSet = previous;
+    task.taskSet = task.previousInSet = task.nextInSet = undefined;
+    this.#size--;
   }
 
   #mayRun(task: ScsiTask): boolean {
     if (task.attribute === "head-of-queue") return true;
-    for (const other of this.#tasks) {
+    for (let other = this.#first; other !== undefined; other = other.nextInSet) {
       if (other.order >= task.order) {
         // A HEAD OF QUEUE task that came later still goes first.
         if (other.attribute !== "head-of-queue") continue;

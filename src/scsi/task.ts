@@ -10,6 +10,7 @@ import { SamStatus } from "#wire/scsi/codes";
 import { SENSE_BYTES_MAX, Sense } from "#wire/scsi/sense";
 import type { Nexus } from "./nexus.ts";
 import type { DeviceServer } from "./server.ts";
+import type { TaskSet } from "./task-set.ts";
 import type { LogicalUnit } from "./unit.ts";
 
 /** SAM-5 §8.6. ACA is not supported: its attribute is refused by the transport. */
@@ -78,7 +79,10 @@ export class ScsiTask {
   next: Step | undefined = undefined;
   /** For commands that are rare enough to allocate: their parsed parameters. */
   extra: unknown = undefined;
-  /** Order of arrival in the task set. */
+  /** Of the task set: which one it is in, its neighbours there, and its order of arrival. */
+  taskSet: TaskSet | undefined = undefined;
+  previousInSet: ScsiTask | undefined = undefined;
+  nextInSet: ScsiTask | undefined = undefined;
   order = 0;
 
   constructor(server: DeviceServer, transport: TaskTransport) {

@@ -48,26 +48,27 @@ export interface UnitOptions {
 export const SANITIZE_RATE_DEFAULT: Bytes = 128 * 1024 * 1024;
 
 export class LogicalUnit {
+  // What every command looks at stands first, so that it lies in one or two lines of the processor's cache.
+  readonly tasks = new TaskSet();
   /** The device itself, for its shape; commands reach it through their host's guard. */
   readonly device: BlockDevice;
   readonly reservations: Reservations;
+  /** Access states that a host has set, by target port group; undefined while none has. The others are optimized. SPC-4 §5.15. */
+  access: Map<PortGroup, number> | undefined = undefined;
+  sanitize: Sanitize | undefined = undefined;
+  /** The last sanitize failed: nothing is read or written until another one is done, or, if "unrestricted", given up. */
+  sanitizeFailed: "restricted" | "unrestricted" | undefined = undefined;
+  /** Of the medium of a removable unit. */
+  loaded = true;
   readonly removable: boolean;
   readonly thin: boolean;
   readonly provisioning: Provisioning | undefined;
   readonly sanitizeRate: Bytes;
-  readonly tasks = new TaskSet();
   readonly mode = new ModeState();
   /** Nexuses that may see the unit now. */
   readonly nexuses = new Set<Nexus>();
   /** Nexuses that prevent the removal of the medium. */
   readonly preventing = new Set<Nexus>();
-  /** Of the medium of a removable unit. */
-  loaded = true;
-  sanitize: Sanitize | undefined;
-  /** The last sanitize failed: nothing is read or written until another one is done, or, if "unrestricted", given up. */
-  sanitizeFailed: "restricted" | "unrestricted" | undefined = undefined;
-  /** Access states that a host has set, by target port group; the others are optimized. SPC-4 §5.15. */
-  readonly access = new Map<PortGroup, number>();
   /** Copies that RECEIVE COPY RESULTS can ask for. */
   readonly copies = new CopyHistory();
   readonly #unwatch: () => void;
@@ -129,7 +130,7 @@ export class LogicalUnit {
 
   /** How the unit is reached through a target port group. */
   accessOf(group: PortGroup): number {
-    return this.access.size === 0 ? AccessState.OPTIMIZED : (this.access.get(group) ?? AccessState.OPTIMIZED);
+    return this.access?.get(group) ?? AccessState.OPTIMIZED;
   }
 
   get #thresholdSetBytes(): Bytes {

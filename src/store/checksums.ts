@@ -4,6 +4,7 @@
  */
 
 import { canary } from "#base/canary";
+import type { Memory } from "#base/memory";
 import { start, type Task } from "#base/task";
 import { BLOCK_BYTES } from "#base/units";
 import { type Env, isDiskFault } from "#env/env";
@@ -170,17 +171,16 @@ export class Checksums {
     this.#open = [...this.#log.segments.values()].filter((segment) => segment.file !== undefined).length;
     return idle.length;
   }
+}
 
-  /** Compares blocks in memory with their checksums: how many from the first on are right. */
-  verify(segment: Segment, block: number, count: number, at: number): number {
-    const sums = segment.sums!;
-    const { memory } = this.#env;
-    if (canary.armed === "skip-checksum") return count;
-    let index = 0;
-    while (index < count) {
-      if (memory.hash(at + index * BLOCK_BYTES, BLOCK_BYTES) !== sums[block + index]) return index;
-      index++;
-    }
-    return count;
+/** Compares blocks in memory with their segment's checksums, which are there: how many from the first on are right. */
+export function rightBlocks(memory: Memory, segment: Segment, block: number, count: number, at: number): number {
+  const sums = segment.sums!;
+  if (canary.armed === "skip-checksum") return count;
+  let index = 0;
+  while (index < count) {
+    if (memory.hash(at + index * BLOCK_BYTES, BLOCK_BYTES) !== sums[block + index]) return index;
+    index++;
   }
+  return count;
 }

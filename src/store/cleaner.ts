@@ -6,6 +6,7 @@
 import type { Status } from "#base/status";
 import { perform, type Task } from "#base/task";
 import { BLOCK_BYTES, type Millis } from "#base/units";
+import { rightBlocks } from "./checksums.ts";
 import { COVERED_FROM, decodeGroup, EntryKind, GROUP, HEAD_BLOCKS_MAX } from "./format.ts";
 import { LogEntry } from "./log.ts";
 import type { Location } from "./map.ts";
@@ -281,7 +282,7 @@ export class Cleaner {
   /** Copies runs that lie within `STEP_BLOCKS`, in their order. */
   *#copyRuns(segment: Segment, runs: readonly Run[], at: number): Task<Status> {
     if (runs.length === 0) return "ok";
-    const { env, checksums, log } = this.#set;
+    const { env, log } = this.#set;
     const from = runs[0]!.position;
     const final = runs[runs.length - 1]!;
     const length = (final.position + final.count - from) * BLOCK_BYTES;
@@ -291,7 +292,9 @@ export class Cleaner {
       return "medium";
     }
     for (const run of runs)
-      if (checksums.verify(segment, run.position, run.count, at + (run.position - from) * BLOCK_BYTES) < run.count) {
+      if (
+        rightBlocks(env.memory, segment, run.position, run.count, at + (run.position - from) * BLOCK_BYTES) < run.count
+      ) {
         // The one who reads it will be told; copying it would make it look right.
         segment.damaged = true;
         return "medium";

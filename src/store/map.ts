@@ -9,7 +9,9 @@
  * length is at most twelve such powers of two, and one that grows by appending joins up like a binary counter. A leaf
  * with more extents than a plain table would cost becomes that table ("dense").
  *
- * All leaves of a version set lie in pages of one arena, as numbers in typed arrays: no object per leaf or extent.
+ * All leaves of a version set lie in pages of one arena, as numbers in typed arrays: no object per leaf or extent. The
+ * record of a leaf lies in the same pages as its extents, so that what a read needs of a small set's map is side by side:
+ * where a thousand sets are in use, each cache line counts.
  */
 
 /** A location is `slot * SEGMENT_BLOCKS + block in the segment`; 0 is "not mapped", since no segment has slot 0. */
@@ -19,12 +21,6 @@ const LEAF_BITS = 12;
 /** Blocks that a leaf covers. */
 export const LEAF_BLOCKS = 1 << LEAF_BITS;
 const LEAF_MASK = LEAF_BLOCKS - 1;
-
-const PAGE_WORDS_BITS = 18;
-const PAGE_WORDS = 1 << PAGE_WORDS_BITS;
-const PAGE_MASK = PAGE_WORDS - 1;
-/** The first page of an arena is 32 KiB, each one twice the one before up to 1 MiB: most sets are small, some are not. */
-const FIRST_PAGE_WORDS = 1 << 13;
 
 /**
  * How many extents a leaf's piece of the arena can hold, by class; each is even, and 1.5 words are taken per extent.
@@ -45,24 +41,34 @@ function classFor(count: number): number {
   return DENSE;
 }
 
-/** A leaf of a directory is named by its number; 0 is "none". Shared by all versions of a set. */
-export class LeafArena {
-  /** Pages of the arena, seen as words (locations) and as half-words (keys). */
-  readonly #words: Uint32Array[] = [];
-  readonly #halves: Uint16Array[] = [];
-  #nextWord = 0;
-  /** Where the last page ends. */
-  #endWord = 0;
-  readonly #freePieces: number[][] = Array.from({ length: DENSE + 1 }, () => []);
-  #pieceWords = 0;
+const PAGE_BITS = 18;
+const PAGE_WORDS = 1 << PAGE_BITS;
+const PAGE_MASK = PAGE_WORDS - 1;
+/** The first page of an arena is half a KiB, each one twice the one before up to 1 MiB: most sets are small, some are not. */
+const FIRST_PAGE_WORDS = 1 << 7;
+/** In which page an address is. */
+const pageOf = (address: number): number => address >>> PAGE_BITS;
 
-  /** Per leaf: how many directories have it, how many extents (dense: mapped blocks) it has, its class, its piece. */
-  #refs = new Uint32Array(1024);
-  #count = new Uint16Array(1024);
-  #kind = new Uint8Array(1024);
-  #piece = new Uint32Array(1024);
+/** Words of a leaf's record: how many directories have it; its class, and how many extents (dense: mapped blocks); its piece. */
+const RECORD_WORDS = 3;
+const SHAPE = 1;
+const PIECE = 2;
+/** A shape is `count << 8 | class`. */
+const KIND_BITS = 8;
+const KIND_MASK = (1 << KIND_BITS) - 1;
+
+/** A leaf of a directory is named by the address of its record; 0 is "none". Shared by all versions of a set. */
+export class LeafArena {
+  /** Pages of the arena, seen as words (locations, records) and as half-words (keys). */
+  #words: readonly Uint32Array[] = [];
+  #halves: readonly Uint16Array[] = [];
+  /** The free part of the last page. */
+  #nextWord = 0;
+  #endWord = 0;
+  readonly #freePieces: (number[] | undefined)[] = [];
   readonly #freeLeaves: number[] = [];
-  #nextLeaf = 1;
+  #pieceWords = 0;
+  #leafCount = 0;
 
   /** What the last `find` found: the location of the block asked for (0: not mapped), and of how many from there on. */
   location: Location = 0;
@@ -70,54 +76,75 @@ export class LeafArena {
 
   /** Bytes that all leaves take. */
   get bytes(): number {
-    return this.#pieceWords * 4 + (this.#nextLeaf - this.#freeLeaves.length) * 11;
+    return (this.#pieceWords + this.#leafCount * RECORD_WORDS) * 4;
   }
 
   get leafCount(): number {
-    return this.#nextLeaf - 1 - this.#freeLeaves.length;
+    return this.#leafCount;
   }
 
   refs(leaf: number): number {
-    return this.#refs[leaf]!;
+    return this.#words[pageOf(leaf)]![leaf & PAGE_MASK]!;
   }
 
   retain(leaf: number): void {
-    this.#refs[leaf]! += 1;
+    this.#words[pageOf(leaf)]![leaf & PAGE_MASK]! += 1;
   }
 
   release(leaf: number): void {
-    const refs = this.#refs[leaf]! - 1;
-    this.#refs[leaf] = refs;
+    const words = this.#words[pageOf(leaf)]!;
+    const record = leaf & PAGE_MASK;
+    const refs = words[record]! - 1;
+    words[record] = refs;
     if (refs > 0) return;
-    this.#freePiece(this.#piece[leaf]!, this.#kind[leaf]!);
+    this.#freePiece(words[record + PIECE]!, words[record + SHAPE]! & KIND_MASK);
+    this.#leafCount--;
     this.#freeLeaves.push(leaf);
   }
 
   /** A new leaf without extents, with one reference. */
   make(): number {
-    const leaf = this.#newLeaf(0);
-    this.#count[leaf] = 0;
-    return leaf;
+    return this.#newLeaf(0, 0);
   }
 
   copy(leaf: number): number {
-    const twin = this.#newLeaf(this.#kind[leaf]!);
-    this.#count[twin] = this.#count[leaf]!;
-    this.#copyPiece(this.#piece[leaf]!, this.#kind[leaf]!, this.#piece[twin]!, this.#kind[twin]!, this.#count[leaf]!);
+    const kind = this.#kindOf(leaf);
+    const count = this.#countOf(leaf);
+    const twin = this.#newLeaf(kind, count);
+    this.#copyPiece(this.#pieceOf(leaf), kind, this.#pieceOf(twin), kind, count);
     return twin;
+  }
+
+  #kindOf(leaf: number): number {
+    return this.#words[pageOf(leaf)]![(leaf & PAGE_MASK) + SHAPE]! & KIND_MASK;
+  }
+  #countOf(leaf: number): number {
+    return this.#words[pageOf(leaf)]![(leaf & PAGE_MASK) + SHAPE]! >>> KIND_BITS;
+  }
+  #pieceOf(leaf: number): number {
+    return this.#words[pageOf(leaf)]![(leaf & PAGE_MASK) + PIECE]!;
+  }
+  #shape(leaf: number, kind: number, count: number): void {
+    this.#words[pageOf(leaf)]![(leaf & PAGE_MASK) + SHAPE] = (count << KIND_BITS) | kind;
+  }
+  #setPiece(leaf: number, piece: number): void {
+    this.#words[pageOf(leaf)]![(leaf & PAGE_MASK) + PIECE] = piece;
   }
 
   /** True when nothing in it is mapped. */
   isEmpty(leaf: number): boolean {
-    return this.#count[leaf] === 0;
+    return this.#countOf(leaf) === 0;
   }
 
   /** Looks up block `start` of the leaf, and sets `location` and `length` (to the end of the leaf at most). */
   find(leaf: number, start: number): void {
-    const piece = this.#piece[leaf]!;
-    const words = this.#words[piece >>> PAGE_WORDS_BITS]!;
+    const records = this.#words[pageOf(leaf)]!;
+    const shape = records[(leaf & PAGE_MASK) + SHAPE]!;
+    const piece = records[(leaf & PAGE_MASK) + PIECE]!;
+    const kind = shape & KIND_MASK;
+    const words = this.#words[pageOf(piece)]!;
     const base = piece & PAGE_MASK;
-    if (this.#kind[leaf] === DENSE) {
+    if (kind === DENSE) {
       const first = words[base + start]!;
       let end = start + 1;
       if (first === 0) while (end < LEAF_BLOCKS && words[base + end] === 0) end++;
@@ -126,9 +153,9 @@ export class LeafArena {
       this.length = end - start;
       return;
     }
-    const halves = this.#halves[piece >>> PAGE_WORDS_BITS]!;
-    const keys = (base + CAPACITY[this.#kind[leaf]!]!) * 2;
-    const count = this.#count[leaf]!;
+    const halves = this.#halves[pageOf(piece)]!;
+    const keys = (base + CAPACITY[kind]!) * 2;
+    const count = shape >>> KIND_BITS;
     let index = lastAtMost(halves, keys, count, start);
     if (index >= 0) {
       const key = halves[keys + index]!;
@@ -163,7 +190,7 @@ export class LeafArena {
     location: Location,
     dropped: (start: number, length: number, location: Location) => void,
   ): void {
-    if (this.#kind[leaf] === DENSE) this.#replaceDense(leaf, start, length, location, dropped);
+    if (this.#kindOf(leaf) === DENSE) this.#replaceDense(leaf, start, length, location, dropped);
     else this.#replaceSparse(leaf, start, length, location, dropped);
   }
 
@@ -184,8 +211,8 @@ export class LeafArena {
     location: Location,
     dropped: (start: number, length: number, location: Location) => void,
   ): void {
-    const piece = this.#piece[leaf]!;
-    const words = this.#words[piece >>> PAGE_WORDS_BITS]!;
+    const piece = this.#pieceOf(leaf);
+    const words = this.#words[pageOf(piece)]!;
     const base = piece & PAGE_MASK;
     const end = start + length;
     let gone = 0;
@@ -202,7 +229,7 @@ export class LeafArena {
     }
     if (location === 0) words.fill(0, base + start, base + end);
     else for (let at = 0; at < length; at++) words[base + start + at] = location + at;
-    this.#count[leaf]! += (location === 0 ? 0 : length) - gone;
+    this.#shape(leaf, DENSE, this.#countOf(leaf) + (location === 0 ? 0 : length) - gone);
   }
 
   #replaceSparse(
@@ -212,13 +239,13 @@ export class LeafArena {
     location: Location,
     dropped: (start: number, length: number, location: Location) => void,
   ): void {
-    const piece = this.#piece[leaf]!;
-    const kind = this.#kind[leaf]!;
-    const words = this.#words[piece >>> PAGE_WORDS_BITS]!;
-    const halves = this.#halves[piece >>> PAGE_WORDS_BITS]!;
+    const piece = this.#pieceOf(leaf);
+    const kind = this.#kindOf(leaf);
+    const words = this.#words[pageOf(piece)]!;
+    const halves = this.#halves[pageOf(piece)]!;
     const base = piece & PAGE_MASK;
     const keys = (base + CAPACITY[kind]!) * 2;
-    const count = this.#count[leaf]!;
+    const count = this.#countOf(leaf);
     const end = start + length;
 
     // The extents [first, final) overlap the range; what sticks out of it on both sides stays.
@@ -287,11 +314,12 @@ export class LeafArena {
       return;
     }
     if (total > CAPACITY[kind]! || (kind > 0 && total < CAPACITY[kind]! >> 2)) this.#resize(leaf, classFor(total));
-    const moved = this.#piece[leaf]!;
-    const toWords = this.#words[moved >>> PAGE_WORDS_BITS]!;
-    const toHalves = this.#halves[moved >>> PAGE_WORDS_BITS]!;
+    const moved = this.#pieceOf(leaf);
+    const toWords = this.#words[pageOf(moved)]!;
+    const toHalves = this.#halves[pageOf(moved)]!;
     const toBase = moved & PAGE_MASK;
-    const toKeys = (toBase + CAPACITY[this.#kind[leaf]!]!) * 2;
+    const toKind = this.#kindOf(leaf);
+    const toKeys = (toBase + CAPACITY[toKind]!) * 2;
     if (final - first !== fresh.count && final < count) {
       toWords.copyWithin(toBase + first + fresh.count, toBase + final, toBase + count);
       toHalves.copyWithin(toKeys + first + fresh.count, toKeys + final, toKeys + count);
@@ -300,17 +328,16 @@ export class LeafArena {
       toWords[toBase + first + index] = fresh.locations[index]!;
       toHalves[toKeys + first + index] = fresh.keys[index]!;
     }
-    this.#count[leaf] = total;
+    this.#shape(leaf, toKind, total);
   }
 
   #makeDense(leaf: number): void {
     const runs: number[] = [];
     this.forEach(leaf, (start, length, location) => runs.push(start, length, location));
-    this.#freePiece(this.#piece[leaf]!, this.#kind[leaf]!);
-    this.#kind[leaf] = DENSE;
+    this.#freePiece(this.#pieceOf(leaf), this.#kindOf(leaf));
     const piece = this.#newPiece(DENSE);
-    this.#piece[leaf] = piece;
-    const words = this.#words[piece >>> PAGE_WORDS_BITS]!;
+    this.#setPiece(leaf, piece);
+    const words = this.#words[pageOf(piece)]!;
     const base = piece & PAGE_MASK;
     words.fill(0, base, base + DENSE_WORDS);
     let mapped = 0;
@@ -319,25 +346,26 @@ export class LeafArena {
       for (let at = 0; at < length; at++) words[base + start + at] = location + at;
       mapped += length;
     }
-    this.#count[leaf] = mapped;
+    this.#shape(leaf, DENSE, mapped);
   }
 
   /** Moves a sparse leaf to a piece of another class. With fewer places than extents, those beyond are about to be cut. */
   #resize(leaf: number, kind: number): void {
-    const from = this.#piece[leaf]!;
-    const fromKind = this.#kind[leaf]!;
+    const from = this.#pieceOf(leaf);
+    const fromKind = this.#kindOf(leaf);
+    const count = this.#countOf(leaf);
     // A shrinking leaf may, for this one moment, have more extents than it will have: never copy more than fits.
-    if (CAPACITY[kind]! < this.#count[leaf]!) return;
+    if (CAPACITY[kind]! < count) return;
     const to = this.#newPiece(kind);
-    this.#copyPiece(from, fromKind, to, kind, this.#count[leaf]!);
+    this.#copyPiece(from, fromKind, to, kind, count);
     this.#freePiece(from, fromKind);
-    this.#piece[leaf] = to;
-    this.#kind[leaf] = kind;
+    this.#setPiece(leaf, to);
+    this.#shape(leaf, kind, count);
   }
 
   #copyPiece(from: number, fromKind: number, to: number, toKind: number, count: number): void {
-    const source = this.#words[from >>> PAGE_WORDS_BITS]!;
-    const target = this.#words[to >>> PAGE_WORDS_BITS]!;
+    const source = this.#words[pageOf(from)]!;
+    const target = this.#words[pageOf(to)]!;
     const fromBase = from & PAGE_MASK;
     const toBase = to & PAGE_MASK;
     if (fromKind === DENSE) {
@@ -346,46 +374,53 @@ export class LeafArena {
     }
     target.set(source.subarray(fromBase, fromBase + count), toBase);
     const fromKeys = (fromBase + CAPACITY[fromKind]!) * 2;
-    this.#halves[to >>> PAGE_WORDS_BITS]!.set(
-      this.#halves[from >>> PAGE_WORDS_BITS]!.subarray(fromKeys, fromKeys + count),
+    this.#halves[pageOf(to)]!.set(
+      this.#halves[pageOf(from)]!.subarray(fromKeys, fromKeys + count),
       (toBase + CAPACITY[toKind]!) * 2,
     );
   }
 
-  #newLeaf(kind: number): number {
-    const leaf = this.#freeLeaves.pop() ?? this.#nextLeaf++;
-    if (leaf === this.#refs.length) {
-      this.#refs = grown(this.#refs, new Uint32Array(leaf * 2));
-      this.#count = grown(this.#count, new Uint16Array(leaf * 2));
-      this.#kind = grown(this.#kind, new Uint8Array(leaf * 2));
-      this.#piece = grown(this.#piece, new Uint32Array(leaf * 2));
-    }
-    this.#refs[leaf] = 1;
-    this.#kind[leaf] = kind;
-    this.#piece[leaf] = this.#newPiece(kind);
+  #newLeaf(kind: number, count: number): number {
+    const leaf = this.#freeLeaves.pop() ?? this.#takeWords(RECORD_WORDS);
+    this.#leafCount++;
+    this.#words[pageOf(leaf)]![leaf & PAGE_MASK] = 1;
+    this.#shape(leaf, kind, count);
+    this.#setPiece(leaf, this.#newPiece(kind));
     return leaf;
   }
 
   #newPiece(kind: number): number {
     const words = wordsOf(kind);
     this.#pieceWords += words;
-    const free = this.#freePieces[kind]!.pop();
-    if (free !== undefined) return free;
-    if (this.#nextWord + words > this.#endWord) {
-      const page = new Uint32Array(Math.min(FIRST_PAGE_WORDS * 2 ** this.#words.length, PAGE_WORDS));
-      this.#nextWord = this.#words.length * PAGE_WORDS;
-      this.#endWord = this.#nextWord + page.length;
-      this.#words.push(page);
-      this.#halves.push(new Uint16Array(page.buffer));
-    }
-    const piece = this.#nextWord;
-    this.#nextWord += words;
-    return piece;
+    return this.#freePieces[kind]?.pop() ?? this.#takeWords(words);
+  }
+
+  /** What is left of the last page is given up when something does not fit. */
+  #takeWords(count: number): number {
+    if (this.#nextWord + count > this.#endWord) this.#addPage(count);
+    const at = this.#nextWord;
+    this.#nextWord += count;
+    return at;
+  }
+
+  #addPage(wordsMin: number): void {
+    const number = this.#words.length;
+    let size = Math.min(FIRST_PAGE_WORDS * 2 ** number, PAGE_WORDS);
+    while (size < wordsMin) size *= 2;
+    const page = new Uint32Array(size);
+    // Arrays without room to grow: there are few pages, and many arenas.
+    this.#words = [...this.#words, page];
+    this.#halves = [...this.#halves, new Uint16Array(page.buffer)];
+    // Address 0 is nobody's.
+    this.#nextWord = number === 0 ? 1 : number * PAGE_WORDS;
+    this.#endWord = number * PAGE_WORDS + size;
   }
 
   #freePiece(piece: number, kind: number): void {
     this.#pieceWords -= wordsOf(kind);
-    this.#freePieces[kind]!.push(piece);
+    const free = this.#freePieces[kind];
+    if (free === undefined) this.#freePieces[kind] = [piece];
+    else free.push(piece);
   }
 }
 

@@ -13,15 +13,15 @@ import { LEAF_BLOCKS, type LeafArena, type Location, type VersionMap } from "./m
  * one of its children have gone.
  */
 export class Node {
-  readonly id: number;
-  name: string;
-  readonly kind: "volume" | "snapshot";
-  readonly uuid: string;
+  map: VersionMap;
   size: Bytes;
   readonly blockSize: number;
+  readonly kind: "volume" | "snapshot";
+  readonly id: number;
+  name: string;
+  readonly uuid: string;
   /** Milliseconds since 1970. */
   readonly createdAt: number;
-  map: VersionMap;
   parent: Node | undefined;
   readonly children = new Set<Node>();
   ghost = false;

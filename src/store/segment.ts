@@ -5,12 +5,17 @@ import type { Location } from "./map.ts";
 import type { Sharing } from "./sharing.ts";
 
 export class Segment {
+  // What a read needs stands first, so that it lies in one line of the processor's cache.
+  /** Open while in use; opened again when needed. */
+  file: File | undefined = undefined;
+  /** The checksum of each of its blocks (0 for heads), when they are in memory. */
+  sums: Uint32Array | undefined = undefined;
+  /** Reads in flight: its file may not be used for anything else. */
+  pins = 0;
   /** Its number in the log: never used twice. */
   readonly number: number;
   /** Its place in the table, 1 and up; used again after the segment is gone. */
   readonly slot: number;
-  /** Open while in use; opened again when needed. */
-  file: File | undefined;
   /** The same file opened again, for syncs that run at once; see `Syncer`. */
   readonly moreFiles: File[] = [];
   /** Syncs in flight. */
@@ -32,14 +37,10 @@ export class Segment {
   live = 0;
   /** Of blocks that were copied without being moved; undefined while there were none. */
   sharing: Sharing | undefined;
-  /** Reads in flight: its file may not be used for anything else. */
-  pins = 0;
   /** The checkpoint being current when its last live block died; it may be retired two checkpoints later. */
   deadSince = -1;
   /** Something in it could not be read or did not match its checksum: it is never cleaned, so that nothing is lost. */
   damaged = false;
-  /** The checksum of each of its blocks (0 for heads), when they are in memory. */
-  sums: Uint32Array | undefined;
   /** For the cache of checksums: when it was last asked for. */
   usedAt = 0;
 

@@ -14,48 +14,20 @@ import {
   type DeviceWatcher,
   ExtentFlag,
 } from "#device/device";
-import { DiskOp } from "#env/env";
 import { EntryKind } from "./format.ts";
 import { LogEntry } from "./log.ts";
 import { LEAF_BLOCKS, type Location } from "./map.ts";
 import { type Node, parentAt } from "./node.ts";
-import { blockOf, type Segment } from "./segment.ts";
+import { type Reader, Reading, Reads } from "./reads.ts";
+import type { Segment, SegmentTable } from "./segment.ts";
 import type { VersionSet } from "./version-set.ts";
 
-/** A read longer than this is several reads of the disk, so that the first pieces are verified while others come. */
-const FETCH_BLOCKS_MAX = 256;
 /** Parts of blocks are read and merged in buffers of this size at most; longer unaligned operations go step by step. */
 export const BOUNCE_BYTES = 64 * KIB;
 /** Reads of parts of blocks of up to so many bytes go in one step, through a buffer of their own, while there is memory. */
 const PARTS_BYTES_MAX = 256 * KIB;
 /** One copy that shares takes no longer than this takes. */
 export const COPY_BYTES_MAX = GIB;
-
-/** One read of the disk for a part of an operation. */
-class Fetch {
-  reading!: Reading;
-  segment!: Segment;
-  block = 0;
-  count = 0;
-  at = 0;
-  readonly op: DiskOp;
-  constructor(owner: Version) {
-    this.op = new DiskOp(() => owner.onFetched(this));
-  }
-}
-
-/** A read in progress. */
-class Reading {
-  op!: BlockOp;
-  /** Where block 0 of the reading goes: `at` may be a bounce buffer. */
-  at = 0;
-  firstBlock = 0;
-  pending = 0;
-  status: Status = "ok";
-  /** Bytes from the first block to the first damaged one. */
-  badAt = 0;
-  done!: (reading: Reading) => void;
-}
 
 /** A whole-block write or clear in progress; waits for its entry, and with FUA for a sync. */
 class Writing {
@@ -93,28 +65,31 @@ class Claim {
   }
 }
 
-export class Version implements BlockDevice {
-  readonly #set: VersionSet;
+export class Version implements BlockDevice, Reader {
+  // What a read needs stands first, so that it lies in one or two lines of the processor's cache.
   readonly node: Node;
+  gone = false;
+  /** Operations in progress; a set is closed when there are none. */
+  busy = 0;
+  readonly #reads: Reads;
+  readonly #segments: SegmentTable;
+  readonly #set: VersionSet;
   readonly preferredBlockSize = BLOCK_BYTES;
   /** For writes in whole blocks of the engine. */
   get atomicWriteBytes(): number {
     return this.#set.log.atomicBlocks * BLOCK_BYTES;
   }
   readonly #watchers = new Set<DeviceWatcher>();
-  readonly #fetches: Fetch[] = [];
-  readonly #readings: Reading[] = [];
   readonly #writings: Writing[] = [];
   readonly #flushings: Flushing[] = [];
   /** In order of arrival: active ones, and those that wait for them. */
   #claims: Claim[] = [];
-  gone = false;
-  /** Operations in progress; a set is closed when there are none. */
-  busy = 0;
 
   constructor(set: VersionSet, node: Node) {
-    this.#set = set;
     this.node = node;
+    this.#reads = Reads.of(set.env);
+    this.#segments = set.log.segments;
+    this.#set = set;
   }
 
   get name(): string {
@@ -225,153 +200,70 @@ export class Version implements BlockDevice {
   /* ------------------------------------------------------------------ reads */
 
   #read(op: BlockOp): void {
-    const reading = this.#readings.pop() ?? new Reading();
-    reading.op = op;
-    reading.status = "ok";
-    reading.badAt = 0;
     const into = op.offset % BLOCK_BYTES;
-    if (into !== 0 || op.length % BLOCK_BYTES !== 0) {
-      const blocks = Math.ceil((into + op.length) / BLOCK_BYTES);
-      const bytes = blocks * BLOCK_BYTES;
-      const buffer = bytes <= PARTS_BYTES_MAX ? this.#set.env.memory.allocate(bytes) : 0;
-      if (buffer !== 0) {
-        reading.done = this.#onPartsRead;
-        return this.#readBlocks(reading, (op.offset - into) / BLOCK_BYTES, blocks, buffer);
-      }
-      this.#readings.push(reading);
-      return start(this.#readParts(op), (status) => this.#endRead(op, status), this.#set.onBug);
-    }
-    reading.done = this.#onReading;
+    if (into !== 0 || op.length % BLOCK_BYTES !== 0) return this.#readUnaligned(op, into);
+    const reading = this.#reads.take();
+    reading.op = op;
+    reading.reader = this;
+    reading.done = endReading;
     this.#readBlocks(reading, op.offset / BLOCK_BYTES, op.length / BLOCK_BYTES, op.at);
   }
 
-  readonly #onReading = (reading: Reading): void => {
+  #readUnaligned(op: BlockOp, into: number): void {
+    const blocks = Math.ceil((into + op.length) / BLOCK_BYTES);
+    const bytes = blocks * BLOCK_BYTES;
+    const buffer = bytes <= PARTS_BYTES_MAX ? this.#set.env.memory.allocate(bytes) : 0;
+    if (buffer === 0) return start(this.#readParts(op), (status) => this.endRead(op, status), this.#set.onBug);
+    const reading = this.#reads.take();
+    reading.op = op;
+    reading.reader = this;
+    reading.done = this.#onPartsRead;
+    this.#readBlocks(reading, (op.offset - into) / BLOCK_BYTES, blocks, buffer);
+  }
+
+  #readBlocks(reading: Reading, block: number, count: number, at: number): void {
+    this.#reads.begin(reading, this.node.map, this.#segments, block, count, at);
+  }
+
+  /** Of `Reader`: whole blocks lie where they were wanted. */
+  onReading(reading: Reading): void {
     const { op, status } = reading;
     op.result = reading.badAt;
-    this.#readings.push(reading);
-    this.#endRead(op, status);
-  };
+    this.#reads.give(reading);
+    this.endRead(op, status);
+  }
 
   /** Whole blocks lie in a buffer of their own: what was asked for of them goes where it belongs. */
   readonly #onPartsRead = (reading: Reading): void => {
-    const { op, at, badAt } = reading;
+    const { op, at, badAt, status } = reading;
     const { memory } = this.#set.env;
     const into = op.offset % BLOCK_BYTES;
-    if (reading.status === "ok") memory.bytes.copyWithin(op.at, at + into, at + into + op.length);
+    if (status === "ok") memory.bytes.copyWithin(op.at, at + into, at + into + op.length);
     memory.free(at);
     op.result = Math.max(0, badAt - into);
-    this.#readings.push(reading);
+    this.#reads.give(reading);
     // Removed meanwhile: its map is empty, and what that says is not what the volume had.
-    this.#endRead(op, this.gone ? "gone" : reading.status);
+    this.endRead(op, this.gone ? "gone" : status);
   };
 
-  #endRead(op: BlockOp, status: Status): void {
+  endRead(op: BlockOp, status: Status): void {
     this.busy--;
     end(op, status);
   }
 
-  #readBlocks(reading: Reading, block: number, count: number, at: number): void {
-    const { map } = this.node;
-    const { segments } = this.#set.log;
-    reading.at = at;
-    reading.firstBlock = block;
-    // One more than there are, so that the last of the reads that end at once does not end the reading.
-    reading.pending = 1;
-    while (count > 0) {
-      map.find(block, count);
-      const { location } = map;
-      const part = location === 0 ? map.length : Math.min(map.length, FETCH_BLOCKS_MAX);
-      if (location === 0) {
-        const bytes = part * BLOCK_BYTES;
-        this.#set.env.memory.bytes.fill(0, at, at + bytes);
-      } else {
-        this.#fetch(reading, segments.at(location), blockOf(location), part, at);
-      }
-      block += part;
-      count -= part;
-      at += part * BLOCK_BYTES;
-    }
-    this.#endFetch(reading);
+  /** Of `Reader`. */
+  loadSegment(segment: Segment, done: (ok: boolean) => void): void {
+    this.#set.checksums.load(segment, done);
   }
-
-  #fetch(reading: Reading, segment: Segment, block: number, count: number, at: number): void {
-    const fetch = this.#fetches.pop() ?? new Fetch(this);
-    fetch.reading = reading;
-    fetch.segment = segment;
-    fetch.block = block;
-    fetch.count = count;
-    fetch.at = at;
-    segment.pins++;
-    reading.pending++;
-    if (segment.file !== undefined) return this.#submitFetch(fetch);
-    this.#set.checksums.load(segment, (ok) => {
-      if (ok) this.#submitFetch(fetch);
-      else this.#failLoad(fetch, "cannot be opened");
-    });
-  }
-
-  #submitFetch(fetch: Fetch): void {
-    const { op, segment } = fetch;
-    op.kind = "read";
-    op.file = segment.file!;
-    op.position = fetch.block * BLOCK_BYTES;
-    op.at = fetch.at;
-    op.length = fetch.count * BLOCK_BYTES;
-    this.#set.env.disk.submit(op);
-  }
-
-  onFetched(fetch: Fetch): void {
-    const { op, segment } = fetch;
-    if (op.fault !== undefined || op.count < op.length) {
-      const good = op.fault === undefined ? Math.floor(op.count / BLOCK_BYTES) : 0;
-      return this.#failFetch(fetch, good, op.fault ?? "ends early");
-    }
-    if (segment.sums !== undefined) return this.#verify(fetch);
-    this.#set.checksums.load(segment, (ok) => {
-      if (ok) this.#verify(fetch);
-      else this.#failLoad(fetch, "has no readable checksums");
-    });
-  }
-
-  #verify(fetch: Fetch): void {
-    const { segment, block, count, at } = fetch;
-    const right = this.#set.checksums.verify(segment, block, count, at);
-    if (right < count) return this.#failFetch(fetch, right, "does not match its checksum");
-    this.#releaseFetch(fetch);
-  }
-
-  /** What has no file or memory left for it is there all the same: that is no damage. */
-  #failLoad(fetch: Fetch, why: string): void {
-    if (fetch.segment.damaged) return this.#failFetch(fetch, 0, why);
-    if (fetch.reading.status === "ok") fetch.reading.status = "busy";
-    this.#releaseFetch(fetch);
-  }
-
-  #failFetch(fetch: Fetch, good: number, why: string): void {
-    const { reading, segment } = fetch;
-    const index = (fetch.at - reading.at) / BLOCK_BYTES + good;
-    const badAt = index * BLOCK_BYTES;
-    if (reading.status === "ok" || badAt < reading.badAt) reading.badAt = badAt;
-    reading.status = "medium";
-    this.#set.onDamage(this.node, reading.firstBlock + index, segment, fetch.block + good, why);
-    this.#releaseFetch(fetch);
-  }
-
-  #releaseFetch(fetch: Fetch): void {
-    const { reading, segment } = fetch;
-    segment.pins--;
-    this.#fetches.push(fetch);
-    this.#endFetch(reading);
-  }
-
-  #endFetch(reading: Reading): void {
-    if (--reading.pending === 0) reading.done(reading);
+  foundDamage(block: number, segment: Segment, inSegment: number, why: string): void {
+    this.#set.onDamage(this.node, block, segment, inSegment, why);
   }
 
   /** Whole blocks into memory, as a step of a task. */
   *readWhole(block: number, count: number, at: number): Task<{ readonly status: Status; readonly badAt: number }> {
     return yield* perform((resume) => {
       const reading = new Reading();
+      reading.reader = this;
       reading.done = () => resume({ status: reading.status, badAt: reading.badAt });
       this.#readBlocks(reading, block, count, at);
     });
@@ -632,6 +524,9 @@ export class Version implements BlockDevice {
     return this.node.map.location;
   }
 }
+
+/** One for all versions: a function of each one's own would be one more thing to fetch. */
+const endReading = (reading: Reading): void => reading.reader.onReading(reading);
 
 function end(op: BlockOp, status: Status): void {
   op.status = status;

@@ -106,6 +106,8 @@ export class HostUnits implements UnitMap {
   readonly #registry: UnitRegistry;
   readonly #host: string;
   readonly #views = new Map<number, Opened>();
+  /** The same by unit number, for the data path. */
+  readonly #byLun: (Opened | undefined)[] = [];
   #list: readonly UnitView[] = [];
   readonly #nexuses = new Set<Nexus>();
   readonly #unwatch: () => void;
@@ -121,7 +123,7 @@ export class HostUnits implements UnitMap {
   }
 
   find(lun: number): UnitView | undefined {
-    return this.#views.get(lun);
+    return this.#byLun[lun];
   }
   list(): readonly UnitView[] {
     return this.#list;
@@ -195,6 +197,9 @@ export class HostUnits implements UnitMap {
     const meter = this.#registry.meterOf(this.#registry.table.grant(this.#host, number)!.device);
     const view = { lun: number, unit: acquired.unit, device: guard, key: acquired.key, guard, meter };
     this.#views.set(number, view);
+    // Without holes, which would make it a table to search.
+    while (this.#byLun.length < number) this.#byLun.push(undefined);
+    this.#byLun[number] = view;
     for (const nexus of this.#nexuses) acquired.unit.join(nexus);
     count(view, this.#nexuses.size);
   }
@@ -203,6 +208,7 @@ export class HostUnits implements UnitMap {
     const view = this.#views.get(number);
     if (view === undefined) return;
     this.#views.delete(number);
+    this.#byLun[number] = undefined;
     for (const nexus of this.#nexuses) view.unit.leave(nexus);
     count(view, -this.#nexuses.size);
     this.#registry.table.close(this.#host, view.guard);

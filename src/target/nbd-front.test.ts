@@ -505,8 +505,8 @@ describe("the NBD front", () => {
     guest.ask(Cmd.READ, 1, 1);
     const meter = front.meters.get("db")!;
     assert.equal(meter.connections, 1);
-    assert.equal(meter.bytes.read, 4096);
-    assert.equal(meter.bytes.write, 8192);
+    assert.equal(meter.measured("read")?.bytes, 4096);
+    assert.equal(meter.measured("write")?.bytes, 8192);
     assert.equal(meter.errors.invalid, 1);
     assert.equal(front.figures.connected, 1);
     guest.give(guest.encode(Cmd.DISC, 0, 0));

@@ -7,7 +7,7 @@ import { type Effect, perform, type Task } from "#base/task";
 import { type Bytes, MIB, type Millis } from "#base/units";
 import { ByteDevice } from "#device/byte-device";
 import { Extents } from "#device/device";
-import { Meter } from "#device/meter";
+import { type Meter, Meters } from "#device/meter";
 import {
   type Address,
   type Alarm,
@@ -110,7 +110,7 @@ export class NbdFront implements ConnectionHome, HandshakeHome {
   readonly #listeners: Listener[] = [];
   readonly #handshakes = new Set<NbdHandshake>();
   readonly #connections = new Set<NbdConnection>();
-  readonly #meters = new Map<string, Meter>();
+  readonly #meters = new Meters();
   readonly #alarm: Alarm;
   readonly #slots: Slot[] = [];
   readonly #pieces: Pieces[] = [];
@@ -207,7 +207,7 @@ export class NbdFront implements ConnectionHome, HandshakeHome {
 
   /** Operations by export name, for metrics; names stay when the last connection has gone. */
   get meters(): ReadonlyMap<string, Meter> {
-    return this.#meters;
+    return this.#meters.byName;
   }
   /** Connections in the transmission phase. */
   get connections(): ReadonlySet<NbdConnection> {
@@ -270,8 +270,7 @@ export class NbdFront implements ConnectionHome, HandshakeHome {
     // The kernel's client, for one, never asks for block sizes, and may send sectors of 512 bytes.
     if (agreement.blockSize < opened.device.blockSize)
       opened = { ...opened, device: new ByteDevice(opened.device, this.env.memory), close: opened.close.bind(opened) };
-    let meter = this.#meters.get(agreement.name);
-    if (meter === undefined) this.#meters.set(agreement.name, (meter = new Meter()));
+    const meter = this.#meters.of(agreement.name);
     const connection = new NbdConnection(this, line, agreement, opened, meter, bufferAt, unread, (ended, end) =>
       this.#onConnectionEnded(ended, end),
     );
