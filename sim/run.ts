@@ -16,23 +16,31 @@ import { describeAction } from "./script.ts";
 import { shrink } from "./shrink.ts";
 import { runSwarm, serveBatches } from "./swarm.ts";
 
-const { values } = parseArgs({
-  options: {
-    worlds: { type: "string" },
-    minutes: { type: "string" },
-    seed: { type: "string" },
-    from: { type: "string" },
-    scenario: { type: "string" },
-    workers: { type: "string" },
-    worker: { type: "boolean", default: false },
-    shrink: { type: "boolean", default: false },
-    quiet: { type: "boolean", default: false },
-    canaries: { type: "boolean", default: false },
-    keep: { type: "string" },
-    list: { type: "boolean", default: false },
-    help: { type: "boolean", short: "h", default: false },
-  },
-});
+function commandLine() {
+  try {
+    return parseArgs({
+      options: {
+        worlds: { type: "string" },
+        minutes: { type: "string" },
+        seed: { type: "string" },
+        from: { type: "string" },
+        scenario: { type: "string" },
+        workers: { type: "string" },
+        worker: { type: "boolean", default: false },
+        shrink: { type: "boolean", default: false },
+        quiet: { type: "boolean", default: false },
+        canaries: { type: "boolean", default: false },
+        keep: { type: "string" },
+        list: { type: "boolean", default: false },
+        help: { type: "boolean", short: "h", default: false },
+      },
+    }).values;
+  } catch (error) {
+    process.stderr.write(`${(error as Error).message.split(". ")[0]}. See npm run sim -- --help\n`);
+    process.exit(2);
+  }
+}
+const values = commandLine();
 
 const scenario = values.scenario === undefined ? {} : { scenario: values.scenario };
 

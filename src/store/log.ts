@@ -813,7 +813,7 @@ export class Log {
     if (isDiskFault(made)) return made;
     const { file } = made;
     if (this.segments.count >= RESERVE_FROM_SEGMENTS) {
-      const fault = yield* perform(this.#store.reserve(file, 0, bytes));
+      const fault = yield* this.#store.reserve(made, bytes);
       // A change that frees space needs little of it, and goes on in a segment that has none yet. Copies of the cleaner's
       // need most of a segment: only a set that is too small to keep one for them tries without.
       const { first } = this.#queue;

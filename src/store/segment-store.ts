@@ -27,8 +27,8 @@ export interface SegmentStore {
   /** Creates segment `number`; "exists" if there is one, whoever made it. Its name is durable after `syncNames` only. */
   create(number: number): Task<NewSegment | DiskFault>;
   open(number: number): Task<File | DiskFault>;
-  /** Reserves space ahead of appends, so that a full disk is met here. */
-  reserve(file: File, position: number, length: number): Effect<DiskFault | undefined>;
+  /** Sees to it that a new segment of `length` bytes has its space, so that a full disk is met here. */
+  reserve(segment: NewSegment, length: Bytes): Task<DiskFault | undefined>;
   /** Numbers of all segments, ascending. */
   list(): Task<number[] | DiskFault>;
   /** The segment's content is dead: its space may be used again. */
@@ -57,8 +57,8 @@ export interface SegmentStore {
   giveReserve(use: ReserveUse): Task<boolean>;
   /** Segments that can be created without taking space. */
   readonly spareCount: number;
-  /** Gives files that wait to be used again back to the file system; false when there were none. */
-  dropSpares(): Task<boolean>;
+  /** Gives files that wait to be used again back to the file system, all but so many; false when there were none. */
+  dropSpares(keep?: number): Task<boolean>;
 
   /** Of the disk, or of what may be taken of it, in bytes; undefined when it cannot be told. */
   space(): Task<Space | undefined>;
@@ -70,10 +70,20 @@ export interface SegmentStore {
 }
 
 /**
- * Retired files kept for use as new segments, as many as are retired at once after two checkpoints while a host overwrites
- * what it has; what is beyond goes back to the file system.
+ * Retired files kept for use as new segments while hosts write: more than are retired at once after two checkpoints when a
+ * gigabyte a second is overwritten. What is beyond goes back to the file system, and at rest all but `SPARES_AT_REST`.
  */
-const SPARES_MAX = 16;
+const SPARES_MAX = 64;
+export const SPARES_AT_REST = 8;
+/** Spares of a set take no more than this part of what is left. */
+const SPARES_PART = 1 / 8;
+/**
+ * With room for so many more segments, a new one is not given its space ahead of its use: the file system may take a second
+ * for that while it writes what a checkpoint syncs, and hosts who write quickly would wait for it.
+ */
+const AMPLE_SEGMENTS = 64;
+/** A reserve that has become too small is made larger than it has to be by this part of it: it will grow again. */
+const RESERVE_GROWTH = 1 / 2;
 /** The first segment of a set grows without being given space: what small sets take is looked at. */
 const LOOK_BELOW_BYTES = 64 * MIB;
 /** Checkpoints are not counted as they come and go, so that files are looked at again after so many others did. */
@@ -128,8 +138,6 @@ export class RoomLimit {
 export class DirectoryStore implements SegmentStore {
   readonly #disk: Disk;
   readonly #limit: RoomLimit;
-  /** A segment that is no spare of old: its space is new. */
-  #fresh: File | undefined;
   /** What a segment takes; known when one was given its space. */
   #segmentBytes: Bytes = 0;
   readonly #reserved = new Map<ReserveUse, Bytes>();
@@ -178,21 +186,24 @@ export class DirectoryStore implements SegmentStore {
       if (linked === "exists") return linked;
     }
     const file = yield* perform(this.#disk.open(path, "create"));
-    if (isDiskFault(file)) return file;
-    this.#fresh = file;
-    return { file, rewritten: false };
+    return isDiskFault(file) ? file : { file, rewritten: false };
   }
 
   *open(number: number): Task<File | DiskFault> {
     return yield* perform(this.#disk.open(this.describe(number), "write"));
   }
 
-  reserve(file: File, position: number, length: number): Effect<DiskFault | undefined> {
+  *reserve({ file, rewritten }: NewSegment, length: Bytes): Task<DiskFault | undefined> {
     this.#segmentBytes = length;
-    if (file === this.#fresh && !this.#take(length)) return (resume) => resume("full");
-    this.#fresh = undefined;
-    return (resume) =>
-      this.#disk.allocate(file, position, length)((fault) => resume(fault === "unsupported" ? undefined : fault));
+    if (!rewritten && !this.#take(length)) return "full";
+    if (yield* this.#isAmple(length)) return undefined;
+    const fault = yield* perform(this.#disk.allocate(file, 0, length));
+    return fault === "unsupported" ? undefined : fault;
+  }
+
+  *#isAmple(segmentBytes: Bytes): Task<boolean> {
+    const space = yield* this.space();
+    return space !== undefined && space.available >= AMPLE_SEGMENTS * segmentBytes;
   }
 
   close(file: File): Effect<DiskFault | undefined> {
@@ -229,7 +240,7 @@ export class DirectoryStore implements SegmentStore {
     const path = this.describe(number);
     const bytes = this.#segmentBytes;
     // What is kept for this set counts against what all may take: other sets, or checkpoints, may need it more.
-    if (this.#spares.length >= SPARES_MAX || this.#limit.available < SPARES_MAX * bytes) {
+    if (!(yield* this.#mayKeepSpare(bytes))) {
       this.#give(bytes);
       return yield* perform(this.#disk.unlink(path));
     }
@@ -240,9 +251,17 @@ export class DirectoryStore implements SegmentStore {
     return undefined;
   }
 
-  *dropSpares(): Task<boolean> {
+  *#mayKeepSpare(bytes: Bytes): Task<boolean> {
+    const count = this.#spares.length;
+    if (count >= SPARES_MAX || this.#limit.available < SPARES_AT_REST * bytes) return false;
+    if (count < SPARES_AT_REST) return true;
+    const space = yield* this.space();
+    return space !== undefined && (count + 1) * bytes <= space.available * SPARES_PART;
+  }
+
+  *dropSpares(keep = 0): Task<boolean> {
     yield* this.#scan();
-    const spares = this.#spares.splice(0);
+    const spares = this.#spares.splice(keep);
     for (const spare of spares) yield* perform(this.#disk.unlink(spare));
     this.#give(spares.length * this.#segmentBytes);
     return spares.length > 0;
@@ -284,6 +303,13 @@ export class DirectoryStore implements SegmentStore {
     const path = `${this.directory}/reserve-${use}`;
     const facts = yield* perform(this.#disk.facts(path));
     if (!isDiskFault(facts) && facts.size >= bytes) return true;
+    const isGrowing = !isDiskFault(facts) && facts.size > 0;
+    if (isGrowing && (yield* this.#makeReserve(use, bytes + bytes * RESERVE_GROWTH))) return true;
+    return yield* this.#makeReserve(use, bytes);
+  }
+
+  *#makeReserve(use: ReserveUse, bytes: Bytes): Task<boolean> {
+    const path = `${this.directory}/reserve-${use}`;
     yield* this.giveReserve(use);
     if (!this.#take(bytes)) return false;
     this.#reserved.set(use, bytes);

@@ -8,9 +8,9 @@
  * attempt says is worth nothing. For the same reason those that run at once have a descriptor each: an error is told once
  * per descriptor, and of two on the same one, the other would be told that all is well.
  *
- * A new segment's name has to be on stable storage too. The directory is synced beside the first writes to the segment,
- * which may take as long as everything else that the file system has to write at the time, and a flush of something in the
- * segment waits for it.
+ * A new segment's name has to be on stable storage too: a flush of something in the segment waits for a sync of the
+ * directory. That may take as long as everything else that the file system has to write at the time, and making the next
+ * segment may wait for it. So it begins when the segment is made where flushes are asked for, and otherwise with the first.
  */
 import { canary } from "#base/canary";
 import type { Status } from "#base/status";
@@ -80,9 +80,12 @@ export class Syncer {
   synced = 0;
   /** Segments with appended groups that are not synced. */
   readonly #dirty: Segment[] = [];
-  /** Segments of which the name is not on stable storage, and nobody sees to it yet. */
+  /** Segments of which the name is not on stable storage, and nobody sees to it yet; and whether somebody should. */
   #unnamed: Segment[] = [];
+  #namesWanted = false;
   #naming = false;
+  /** What had been asked for when the last segment was made. */
+  #wantedBefore = 0;
   readonly #syncs: Sync[] = [];
   #running = 0;
   /** The greatest of those that run: what has been asked for beyond it needs another one. */
@@ -129,10 +132,12 @@ export class Syncer {
     if (!this.#dirty.includes(segment)) this.#dirty.push(segment);
   }
 
-  /** A segment has been created: the directory that has its name is synced, from now on. */
+  /** A segment has been created: what is appended to it is not on stable storage before its name is. */
   noteCreated(segment: Segment): void {
     segment.unnamed = canary.armed !== "ack-before-name";
     this.#unnamed.push(segment);
+    if (this.#wanted > this.#wantedBefore) this.#namesWanted = true;
+    this.#wantedBefore = this.#wanted;
     this.#syncNames();
   }
 
@@ -203,14 +208,17 @@ export class Syncer {
       if (segment.unnamed) {
         sync.unnamed.push(segment);
         sync.pending++;
+        this.#namesWanted ||= this.#unnamed.includes(segment);
       }
       this.#env.disk.submit(op);
     }
+    this.#syncNames();
   }
 
   #syncNames(): void {
-    if (this.#naming || this.#unnamed.length === 0) return;
+    if (this.#naming || !this.#namesWanted) return;
     this.#naming = true;
+    this.#namesWanted = false;
     const segments = this.#unnamed;
     this.#unnamed = [];
     start(
