@@ -225,9 +225,11 @@ export class Lane {
 
   /** Bytes that all sets of this lane take on the disk. */
   *#used(): Task<number> {
+    for (const set of [...this.#sets.values()]) yield* set.lookAtUsage();
+    // In one step: what is taken or given back before it is in the sum, and what is after it counts since then.
     this.#limit.onAsked();
     let used = 0;
-    for (const set of [...this.#sets.values()]) used += yield* set.used();
+    for (const set of this.#sets.values()) used += set.used;
     return used;
   }
 

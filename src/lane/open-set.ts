@@ -1,7 +1,7 @@
 /** A version set that is open on a lane: the engine's set, and what the control plane is told of it. */
 import { Refusal } from "#base/refusal";
 import { type Task, TaskQueue } from "#base/task";
-import { BLOCK_BYTES, type Millis } from "#base/units";
+import { BLOCK_BYTES, type Bytes, type Millis } from "#base/units";
 import type { Env } from "#env/env";
 import { DirectoryStore, type RoomLimit } from "#store/segment-store";
 import type { Version } from "#store/version";
@@ -59,9 +59,13 @@ export class OpenSet {
     return new OpenSet(env, store, yield* VersionSet.open(env, store));
   }
 
-  /** Bytes that it takes on the disk. */
-  *used(): Task<number> {
-    return yield* this.#store.used();
+  /** Bytes that it takes on the disk, as `lookAtUsage` has found and as has been taken and given back since. */
+  get used(): Bytes {
+    return this.#store.used;
+  }
+
+  *lookAtUsage(): Task<void> {
+    yield* this.#store.lookAtUsage();
   }
 
   get uuid(): string {

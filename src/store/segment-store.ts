@@ -352,11 +352,15 @@ export class DirectoryStore implements SegmentStore {
     if (this.#usage !== undefined) this.#usage += bytes;
   }
 
-  /** Bytes taken on the disk, without looking at each file where there are many. */
-  *used(): Task<Bytes> {
+  /** Bytes taken on the disk, as far as is known without looking at it. */
+  get used(): Bytes {
+    return this.#usage ?? 0;
+  }
+
+  /** Looks at all files, if that is not known well enough any more. */
+  *lookAtUsage(): Task<void> {
     if (this.#usage === undefined || this.#usage < LOOK_BELOW_BYTES || this.#changesSinceUsage > LOOK_AFTER_CHANGES)
       yield* this.usage();
-    return this.#usage ?? 0;
   }
 
   *usage(): Task<{ readonly total: number; readonly spare: number }> {

@@ -22,6 +22,7 @@ import { MIB, type Scope, tempFolder } from "../support/temp.ts";
 import { checkAll, load } from "./load.ts";
 
 const SIZE = 96 * MIB;
+const SEGMENT_BYTES = 32 * MIB;
 const BLOCKS = SIZE / BLOCK_BYTES;
 const EIO = 5;
 
@@ -143,7 +144,8 @@ test("a segment's header and summary are not needed to read what a checkpoint kn
   const { server, db, files } = await stopped(t, random);
   for (const path of files("segment-")) {
     flip(path, 8, 64);
-    flip(path, statSync(path).size - 4096, 4096);
+    // Only a full segment has a summary; another one's file ends with its last group.
+    if (statSync(path).size === SEGMENT_BYTES) flip(path, SEGMENT_BYTES - 4096, 4096);
   }
   await server.restart();
   await checkAll(server.nbd, "db", db);
