@@ -271,6 +271,7 @@ async function many(context: Context): Promise<Table> {
       [crowd(INITIATOR, small, 16, 1), crowd(CROWD, large, 16, unitCount)],
       [one, crowd(CROWD, small, sessionCount, 1)],
       [one, crowd(CROWD, large, sessionCount, unitCount)],
+      [crowd(INITIATOR, small, sessionCount, 1), crowd(CROWD, large, sessionCount, unitCount)],
     ];
     const rows: string[][] = [];
     const data: unknown[] = [];
