@@ -241,4 +241,9 @@ export const REGRESSIONS: readonly Regression[] = [
     scenario: "failing-disk",
     found: "a set opened for reading only answered a flush, with writes of the run before in the page cache only",
   },
+  {
+    seed: 1000065134,
+    scenario: "failing-disk",
+    found: "the checker itself: two hundred seconds on a disk that stalls were too many looks for the end of a step",
+  },
 ];

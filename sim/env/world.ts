@@ -34,8 +34,10 @@ interface Look {
   readonly what: () => void;
 }
 
-/** Worlds have some thousand events; one with this many goes in circles. */
-const STEPS_MAX = 1_000_000;
+/** In a world some thousand things happen; one in which so many do goes in circles. */
+const HAPPENINGS_MAX = 1_000_000;
+/** So many looks for one thing after another take half an hour: slow disks may keep a world for minutes, but not for that. */
+const LOOKS_MAX = 10_000_000;
 
 export class World {
   readonly seed: number;
@@ -61,6 +63,8 @@ export class World {
   onState: ((state: string) => void) | undefined;
   /** At this many events the world stops to look for what nobody finds: see `look`. */
   stopAtStep = Number.POSITIVE_INFINITY;
+  /** Of the events: looks, see `look`. */
+  #looks = 0;
   readonly #queue = new EventQueue();
   #order = 0;
   #look: Look | undefined;
@@ -133,7 +137,8 @@ export class World {
     if (!isReady && dueAt === Number.POSITIVE_INFINITY && this.stopAtStep === Number.POSITIVE_INFINITY) return false;
     do {
       this.now = look.at;
-      this.#count();
+      this.steps++;
+      if (++this.#looks > LOOKS_MAX) throw new Error(`what is waited for does not come in ${LOOKS_MAX} looks`);
       look.at += look.interval;
     } while (!isReady && look.at < dueAt && this.steps < this.stopAtStep);
     this.trace = (Math.imul(this.trace, 31) + Math.floor(this.now * 1000)) | 0;
@@ -145,7 +150,8 @@ export class World {
 
   #count(): void {
     this.steps++;
-    if (this.steps > STEPS_MAX) throw new Error(`the world does not come to rest in ${STEPS_MAX} events`);
+    if (this.steps - this.#looks > HAPPENINGS_MAX)
+      throw new Error(`the world does not come to rest in ${HAPPENINGS_MAX} events`);
   }
 
   /** Lets things happen until `isDone`, or until nothing ever will: then false. */
