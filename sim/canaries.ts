@@ -17,12 +17,6 @@ export interface Canary {
 
 export const CANARIES: readonly Canary[] = [
   { name: "ack-before-sync", what: "a flush is answered before the sync", scenario: "power-cuts", worldsMax: 100 },
-  {
-    name: "ack-before-name",
-    what: "a flush is answered before the new segment's name is on stable storage",
-    scenario: "power-cuts",
-    worldsMax: 600,
-  },
   { name: "trust-torn-group", what: "replay takes torn groups for whole", scenario: "power-cuts", worldsMax: 300 },
   { name: "forget-last-group", what: "replay forgets the last group", scenario: "power-cuts", worldsMax: 100 },
   {

@@ -246,4 +246,9 @@ export const REGRESSIONS: readonly Regression[] = [
     scenario: "failing-disk",
     found: "the checker itself: two hundred seconds on a disk that stalls were too many looks for the end of a step",
   },
+  {
+    seed: 1000102126,
+    scenario: "bad-checkpoints",
+    found: "a torn segment that had been thrown away came back with a power cut, and hid what had been flushed since",
+  },
 ];

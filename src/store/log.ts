@@ -830,7 +830,6 @@ export class Log {
     const segment = this.segments.add(number);
     segment.file = file;
     segment.rewritten = made.rewritten;
-    this.syncer.noteCreated(segment);
     this.#next = segment;
     return undefined;
   }

@@ -326,10 +326,6 @@ class Scan {
       const fault = yield* syncFile(this.#env.disk, this.#files.get(number)!);
       if (fault !== undefined) throw this.#cannotWrite(number, fault);
     }
-    if (this.#writtenAgain.size === 0) return;
-    // Those that were not known to be synced may be in a segment that has no name yet after a power cut.
-    const fault = yield* this.#store.syncNames();
-    if (fault !== undefined) throw this.#cannotWrite([...this.#writtenAgain].pop()!, fault);
   }
 
   #cannotWrite(number: number, fault: string): Refusal {

@@ -24,7 +24,7 @@ export interface NewSegment {
 }
 
 export interface SegmentStore {
-  /** Creates segment `number`; "exists" if there is one, whoever made it. Its name is durable after `syncNames` only. */
+  /** Creates segment `number`; "exists" if there is one, whoever made it. Its name is durable when this is done. */
   create(number: number): Task<NewSegment | DiskFault>;
   open(number: number): Task<File | DiskFault>;
   /** Sees to it that a new segment of `length` bytes has its space, so that a full disk is met here. */
@@ -180,13 +180,17 @@ export class DirectoryStore implements SegmentStore {
       if (linked === undefined) {
         yield* perform(this.#disk.unlink(spare));
         const file = yield* perform(this.#disk.open(path, "write"));
-        return isDiskFault(file) ? file : { file, rewritten: true };
+        if (isDiskFault(file)) return file;
+        // The name that the file had before must be gone for good, too, before anything is written to it: a segment that is
+        // dead under that name would be used again after a power cut that gave it back.
+        return (yield* perform(this.#disk.syncDirectory(this.directory))) ?? { file, rewritten: true };
       }
       this.#spares.unshift(spare);
       if (linked === "exists") return linked;
     }
     const file = yield* perform(this.#disk.open(path, "create"));
-    return isDiskFault(file) ? file : { file, rewritten: false };
+    if (isDiskFault(file)) return file;
+    return (yield* perform(this.#disk.syncDirectory(this.directory))) ?? { file, rewritten: false };
   }
 
   *open(number: number): Task<File | DiskFault> {

@@ -22,8 +22,6 @@ export class Segment {
   syncs = 0;
   /** Blocks written, header included: the next group goes there. */
   used = 0;
-  /** A power cut may take its name away: what is in it is not on stable storage until that is. */
-  unnamed = false;
   /** Its file was another segment's: all blocks of it have been written before. */
   rewritten = false;
   firstGroup = 0;

@@ -7,10 +7,6 @@
  * A failed `fdatasync` is never repeated: the kernel may have dropped the pages that it could not write, and what a second
  * attempt says is worth nothing. For the same reason those that run at once have a descriptor each: an error is told once
  * per descriptor, and of two on the same one, the other would be told that all is well.
- *
- * A new segment's name has to be on stable storage too: a flush of something in the segment waits for a sync of the
- * directory. That may take as long as everything else that the file system has to write at the time, and making the next
- * segment may wait for it. So it begins when the segment is made where flushes are asked for, and otherwise with the first.
  */
 import { canary } from "#base/canary";
 import type { Status } from "#base/status";
@@ -33,12 +29,9 @@ class Sync {
   /** Which of the descriptors of a segment it uses. */
   readonly place: number;
   readonly #ops: DiskOp[] = [];
-  readonly #failed: (fault: DiskFault) => void;
-  readonly #ended: (sync: Sync) => void;
+  readonly #ended: (op: DiskOp) => void;
   readonly segments: Segment[] = [];
-  /** Those of them of which the name is not on stable storage yet. */
-  readonly unnamed: Segment[] = [];
-  /** So many of its segments have not been synced yet, or their names. 0: it does not run. */
+  /** Of its segments, so many have not been synced yet. 0: it does not run. */
   pending = 0;
   /** Groups up to this one will be on stable storage. */
   target = 0;
@@ -47,26 +40,15 @@ class Sync {
   /** `failed` is told of a fault at once, also while other segments are still being synced. */
   constructor(place: number, failed: (fault: DiskFault) => void, ended: (sync: Sync) => void) {
     this.place = place;
-    this.#failed = failed;
-    this.#ended = ended;
+    this.#ended = (op) => {
+      if (op.fault !== undefined) failed(op.fault);
+      this.#ops.push(op);
+      if (--this.pending === 0) ended(this);
+    };
   }
 
   takeOp(): DiskOp {
-    return this.#ops.pop() ?? new DiskOp((op) => this.#onSynced(op));
-  }
-
-  #onSynced(op: DiskOp): void {
-    if (op.fault !== undefined) this.#failed(op.fault);
-    this.#ops.push(op);
-    if (--this.pending === 0) this.#ended(this);
-  }
-
-  /** The name of a segment, perhaps of another sync's, is on stable storage, or will never be. */
-  noteNamed(segment: Segment): void {
-    const index = this.unnamed.indexOf(segment);
-    if (index < 0) return;
-    this.unnamed.splice(index, 1);
-    if (--this.pending === 0) this.#ended(this);
+    return this.#ops.pop() ?? new DiskOp(this.#ended);
   }
 }
 
@@ -80,12 +62,6 @@ export class Syncer {
   synced = 0;
   /** Segments with appended groups that are not synced. */
   readonly #dirty: Segment[] = [];
-  /** Segments of which the name is not on stable storage, and nobody sees to it yet; and whether somebody should. */
-  #unnamed: Segment[] = [];
-  #namesWanted = false;
-  #naming = false;
-  /** What had been asked for when the last segment was made. */
-  #wantedBefore = 0;
   readonly #syncs: Sync[] = [];
   #running = 0;
   /** The greatest of those that run: what has been asked for beyond it needs another one. */
@@ -132,22 +108,13 @@ export class Syncer {
     if (!this.#dirty.includes(segment)) this.#dirty.push(segment);
   }
 
-  /** A segment has been created: what is appended to it is not on stable storage before its name is. */
-  noteCreated(segment: Segment): void {
-    segment.unnamed = canary.armed !== "ack-before-name";
-    this.#unnamed.push(segment);
-    if (this.#wanted > this.#wantedBefore) this.#namesWanted = true;
-    this.#wantedBefore = this.#wanted;
-    this.#syncNames();
-  }
-
   /** Nothing more is appended to a segment. */
   noteSealed(segment: Segment): void {
     this.#closeMore(segment);
   }
 
   get isBusy(): boolean {
-    return this.#running > 0 || this.#opening > 0 || this.#naming;
+    return this.#running > 0 || this.#opening > 0;
   }
 
   isDirty(segment: Segment): boolean {
@@ -205,38 +172,8 @@ export class Syncer {
       segment.pins++;
       segment.syncs++;
       sync.segments.push(segment);
-      if (segment.unnamed) {
-        sync.unnamed.push(segment);
-        sync.pending++;
-        this.#namesWanted ||= this.#unnamed.includes(segment);
-      }
       this.#env.disk.submit(op);
     }
-    this.#syncNames();
-  }
-
-  #syncNames(): void {
-    if (this.#naming || !this.#namesWanted) return;
-    this.#naming = true;
-    this.#namesWanted = false;
-    const segments = this.#unnamed;
-    this.#unnamed = [];
-    start(
-      this.#store.syncNames(),
-      (fault) => {
-        this.#naming = false;
-        if (fault !== undefined) this.#onFailed(fault);
-        for (const segment of segments) {
-          segment.unnamed = false;
-          for (const sync of this.#syncs) sync.noteNamed(segment);
-        }
-        this.#syncNames();
-        this.#onIdle();
-      },
-      (error) => {
-        throw error;
-      },
-    );
   }
 
   #onFailed(fault: DiskFault): void {

@@ -292,17 +292,27 @@ export class VersionSet implements LogUser {
       if (segment !== undefined) segment.file ??= file;
       else yield* perform(this.store.close(file));
     }
+    let discarded = false;
     if (this.damage.length === 0)
       for (const number of numbers)
-        if (segments.byNumber(number) === undefined) yield* this.store.discard(number, undefined);
+        if (segments.byNumber(number) === undefined) {
+          yield* this.store.discard(number, undefined);
+          discarded = true;
+        }
 
     this.tree.countLive();
     const last = Math.max(record.lastSegment, ...numbers, 0);
-    // A tail that nobody tore can be filled up; behind any other one, a new segment begins.
+    // A tail that nobody tore can be filled up; behind any other one, a new segment begins. So it does where a later segment
+    // was thrown away: a power cut may give it back, and if it begins with the group that comes next, it would hide that in
+    // this one.
     let current: Segment | undefined;
     for (const segment of segments.values())
       if (!segment.sealed && segment.number === record.segment) current = segment;
-    if (!(clean && replay.groups.length === 0 && replay.dropped === 0) || current === undefined || current.damaged) {
+    if (
+      !(clean && replay.groups.length === 0 && replay.dropped === 0 && !discarded) ||
+      current === undefined ||
+      current.damaged
+    ) {
       for (const segment of segments.values()) segment.sealed = true;
       current = undefined;
     } else {
