@@ -6,7 +6,7 @@ import { isDiskFault } from "#env/env";
 import { drawPowerCut } from "#sim/env/power-cuts";
 import type { SimProcess } from "#sim/env/sim-process";
 import { Resources, World } from "#sim/env/world";
-import { DirectoryStore, RoomLimit } from "./segment-store.ts";
+import { DirectoryStore, RoomLimit, transfer } from "./segment-store.ts";
 import type { Version } from "./version.ts";
 import { type SetOptions, VersionSet } from "./version-set.ts";
 
@@ -404,4 +404,45 @@ test("a process that may open no more files refuses what needs one, and takes no
   assert.equal(rig.last.status, "ok");
   assert.deepEqual(rig.set.damage, []);
   assert.equal(rig.set.trouble, undefined);
+});
+
+test("a segment that was thrown away at a start and comes back with a power cut hides nothing that was flushed since", () => {
+  const rig = new Rig(14);
+  const options = { ...OPTIONS, background: false };
+  const db = () => rig.set.version("db");
+  rig.create(options);
+  rig.finish(rig.set.createVolume({ name: "db", size: 4096 * BLOCK, blockSize: 4096 }));
+  rig.ok(db(), "write", 0, 64 * BLOCK, filled(64 * BLOCK, 1));
+  rig.finish(rig.set.close());
+
+  // What has no room where the log ended begins the next segment, and of its group only the segment's header arrives.
+  rig.open(options);
+  rig.ok(db(), "write", 0, 100 * BLOCK, filled(100 * BLOCK, 2));
+  const path = "/set/segment-000000000002";
+  rig.env.crash();
+  rig.env = rig.world.node("server").start();
+  let at = rig.env.memory.allocate(2 * BLOCK);
+  const header = (mode: "create" | "write", kind: "read" | "write", count: number): void => {
+    const file = rig.finish(perform(rig.env.disk.open(path, mode)));
+    assert.ok(!isDiskFault(file), String(file));
+    assert.equal(rig.finish(transfer(rig.env.disk, kind, file, 0, at, count * BLOCK)), undefined);
+    rig.finish(perform(rig.env.disk.close(file)));
+  };
+  header("write", "read", 1);
+  rig.env.memory.bytes.fill(0, at + BLOCK, at + 2 * BLOCK);
+  header("write", "write", 2);
+
+  rig.open(options);
+  rig.ok(db(), "write", 0, BLOCK, filled(BLOCK, 3));
+  rig.ok(db(), "flush", 0, 0);
+  const thrownAway = rig.env.memory.bytes.slice(at, at + BLOCK);
+  rig.env.crash();
+  rig.env = rig.world.node("server").start();
+  at = rig.env.memory.allocate(2 * BLOCK);
+  rig.env.memory.bytes.set(thrownAway, at);
+  header("create", "write", 1);
+
+  rig.open(options);
+  assert.deepEqual(rig.ok(db(), "read", 0, BLOCK), filled(BLOCK, 3));
+  rig.world.end();
 });
