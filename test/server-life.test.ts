@@ -10,10 +10,29 @@ import { NbdError, TestClient } from "./support/nbd.ts";
 import { Program, run, runAny, until } from "./support/program.ts";
 import { chance } from "./support/random.ts";
 import { ASHLAR, Server } from "./support/server.ts";
-import { MIB, smallFileSystem, tempFolder } from "./support/temp.ts";
+import { cleanUp, MIB, smallFileSystem, tempFolder } from "./support/temp.ts";
 
 const serve = (data: string, ...args: string[]) =>
   runAny(process.execPath, [ASHLAR, "serve", "--data", data, "--nbd", "off", ...args], { limitMs: 60_000 });
+
+/** Locks a file, ends its first thread, and lives on in another one for so many milliseconds. */
+const DYING = `
+  const [file, ms] = process.argv.slice(1);
+  const { openSync, writeSync } = require("node:fs");
+  const libc = require("koffi").load("libc.so.6");
+  const lock = openSync(file, "r+");
+  if (libc.func("int flock(int, int)")(lock, 2 | 4) !== 0) throw new Error("it is locked");
+  writeSync(lock, process.pid + "\\n", 0);
+  new (require("node:worker_threads").Worker)(\`
+    const exit = require("koffi").load("libc.so.6").func("void _exit(int)");
+    require("node:worker_threads").parentPort.postMessage("ready");
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, \${ms});
+    exit(0);
+  \`, { eval: true }).once("message", () => {
+    const SYS_exit = process.arch === "arm64" ? 93 : 60;
+    libc.func("long syscall(long, long)")(SYS_exit, 0);
+  });
+`;
 
 suite("a data directory", () => {
   test("is made whole, and for its owner only", async (t) => {
@@ -45,6 +64,21 @@ suite("a data directory", () => {
       ["db"],
     );
     assert.equal((await server.json("snapshot", "ls")).length, 1);
+  });
+
+  test("is waited for while a killed server that has it is not yet gone", async (t) => {
+    const server = await Server.start(t);
+    await server.stop();
+    const lock = join(server.data, "lock");
+    // Its first thread is over, and another one not yet: what a slow sync does to a process that was killed.
+    const dying = new Program(process.execPath, ["-e", DYING, lock, "1500"]);
+    cleanUp(t, async () => void (await dying.stop("SIGKILL")));
+    await until("the dying process has the lock", () =>
+      /State:\tZ/.test(readFileSync(`/proc/${dying.pid}/status`, "utf8")),
+    );
+    await server.restart();
+    assert.match(server.log, /Waiting for the server that was killed/);
+    assert.match(server.log, new RegExp(`\\b${dying.pid}\\b`));
   });
 
   test("whose lock names a process of somebody else is free", async (t) => {

@@ -23,11 +23,15 @@ import { Refusal } from "#base/refusal";
 import { tryLock } from "#env/flock";
 import { setsIn } from "./data-place.ts";
 import { syncDirectory, writeDurably } from "./durable-file.ts";
+import { isEnding } from "./ending-process.ts";
 
 /** Of the directory's layout and of what lies in it. Goes up when an older server could not use it any more. */
 export const FORMAT = 1;
 
 const MARKER = "ashlar.json";
+/** A server that was killed holds the lock until what its disk has of it is done: it is waited for so long. */
+const ENDING_MS_MAX = 30_000;
+const ENDING_LOOK_MS = 10;
 /** File systems put these into every fresh directory. */
 const NOT_SOMEBODYS = new Set(["lost+found", ".DS_Store"]);
 
@@ -52,11 +56,15 @@ export class DataDirectory {
     this.wasUnclean = wasUnclean;
   }
 
-  /** Takes the directory for this process; makes it when it is new or empty. @throws Refusal */
-  static open(given: string): DataDirectory {
+  /**
+   * Takes the directory for this process; makes it when it is new or empty. A server that was killed and is not yet gone
+   * is waited for, which `onWait` is told once.
+   * @throws Refusal
+   */
+  static open(given: string, onWait: (pid: number) => void = () => {}): DataDirectory {
     const path = resolve(given);
     const fresh = inspect(path);
-    const { lock, wasUnclean } = takeLock(path);
+    const { lock, wasUnclean } = takeLock(path, onWait);
     try {
       const uuid = fresh && !existsSync(join(path, MARKER)) ? initialise(path) : readMarker(path).uuid;
       mkdirSync(join(path, "sets"), { recursive: true, mode: 0o700 });
@@ -177,28 +185,44 @@ function initialise(path: string): string {
   return marker.uuid;
 }
 
-function takeLock(path: string): { lock: number; wasUnclean: boolean } {
+function takeLock(path: string, onWait: (pid: number) => void): { lock: number; wasUnclean: boolean } {
   const name = join(path, "lock");
   let file: number;
   try {
     file = openSync(name, existsSync(name) ? "r+" : "wx+", 0o600);
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === "EEXIST") return takeLock(path);
+    if ((error as NodeJS.ErrnoException).code === "EEXIST") return takeLock(path, onWait);
     throw inWords(error, path);
   }
-  const pidBefore = Number.parseInt(readFileSync(name, "utf8"), 10);
-  const got = tryLock(file);
-  if (got === false || (got === undefined && isServer(pidBefore))) {
-    closeSync(file);
-    throw new Refusal(
-      "locked",
-      `Another server (pid ${Number.isNaN(pidBefore) ? "unknown" : pidBefore}) has ${path}`,
-      "Use that one, stop it first, or give another directory with --data DIR.",
-    );
+  // On its way out, a thread is for some microseconds neither killed nor exiting to look at: two looks must agree.
+  let livedAt = Number.POSITIVE_INFINITY;
+  for (let waitedMs = 0; ; waitedMs += ENDING_LOOK_MS) {
+    const pidBefore = Number.parseInt(readFileSync(name, "utf8"), 10);
+    const ending = isEnding(pidBefore);
+    if (tryLock(file) ?? !isServer(pidBefore)) {
+      ftruncateSync(file);
+      writeSync(file, `${process.pid}\n`, 0);
+      return { lock: file, wasUnclean: !Number.isNaN(pidBefore) };
+    }
+    if ((!ending && livedAt < waitedMs) || waitedMs >= ENDING_MS_MAX) {
+      closeSync(file);
+      throw lockedBy(pidBefore, path, ending);
+    }
+    livedAt = ending ? Number.POSITIVE_INFINITY : waitedMs;
+    if (ending && waitedMs === 0) onWait(pidBefore);
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ENDING_LOOK_MS);
   }
-  ftruncateSync(file);
-  writeSync(file, `${process.pid}\n`, 0);
-  return { lock: file, wasUnclean: !Number.isNaN(pidBefore) };
+}
+
+function lockedBy(pid: number, path: string, ending: boolean): Refusal {
+  const who = `Another server (pid ${Number.isNaN(pid) ? "unknown" : pid}) has ${path}`;
+  return ending
+    ? new Refusal(
+        "locked",
+        `${who}: it was killed, and does not come to its end`,
+        "Look whether its disk answers (`dmesg`): the kernel lets a sync that is under way end first.",
+      )
+    : new Refusal("locked", who, "Use that one, stop it first, or give another directory with --data DIR.");
 }
 
 /** Without `flock`: whether a process of this id runs our program. A pid that was reused by another one does not count. */

@@ -87,7 +87,9 @@ export class Server {
     this.env = env;
     this.#tls = loadTls(settings.tls);
     this.problems = new Problems(log, this.events);
-    this.directory = DataDirectory.open(settings.data);
+    this.directory = DataDirectory.open(settings.data, (pid) =>
+      log.warn({ pid }, "Waiting for the server that was killed: its disk has not answered yet"),
+    );
     this.rights = new Rights(this.directory.file("rights.json"), (state) =>
       this.lanes.ask("rights.load", { rights: state }),
     );

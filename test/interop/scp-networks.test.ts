@@ -1,12 +1,12 @@
 /** The whole product over two real networks: attach, fio with verification, networks cut one at a time and both. */
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
-import { existsSync, writeFileSync } from "node:fs";
+import { closeSync, existsSync, openSync, readFileSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { describe, it } from "node:test";
 import { connect } from "../../src/index.ts";
 import { run } from "../support/program.ts";
-import { tempFolder } from "../support/temp.ts";
+import { cleanUp, tempFolder } from "../support/temp.ts";
 import { TwoNetworks } from "../support/two-networks.ts";
 
 const ASHLAR = resolve("bin/ashlar");
@@ -21,11 +21,17 @@ describe("a host on two networks", () => {
     const data = join(folder, "data");
     const environment = { ...process.env, ASHLAR_RUN: join(folder, "run") };
     const children: ReturnType<typeof spawn>[] = [];
-    t.after(() => {
+    // What the programs beside the test say: shown when the test does not come to its end, with how far it came.
+    const log = join(folder, "log");
+    const logged = openSync(log, "a");
+    let stage = "the server starts";
+    cleanUp(t, () => {
       for (const child of children) child.kill("SIGKILL");
+      closeSync(logged);
+      if (stage !== "done") console.error(`ended while ${stage}\n${readFileSync(log, "utf8").slice(-8000)}`);
     });
     const start = (command: readonly string[]): ReturnType<typeof spawn> => {
-      const child = spawn(command[0]!, command.slice(1), { env: environment, stdio: "ignore" });
+      const child = spawn(command[0]!, command.slice(1), { env: environment, stdio: ["ignore", logged, logged] });
       children.push(child);
       return child;
     };
@@ -55,14 +61,24 @@ describe("a host on two networks", () => {
     const secret = join(folder, "secret");
     writeFileSync(secret, await ashlar("host", "secret", "web"));
     await ashlar("grant", "db", "web");
+    stage = "servers are looked for by broadcast";
     // By broadcast, from the host's namespace: the server answers from both networks.
-    const [program, ...args] = networks.inside(networks.host, process.execPath, ASHLAR, "discover", "--json");
+    const [program, ...args] = networks.inside(
+      networks.host,
+      process.execPath,
+      ASHLAR,
+      "discover",
+      "--json",
+      "--wait",
+      "4",
+    );
     const found = JSON.parse(await run(program, args)) as { host: string; id: string }[];
     assert.deepEqual(
       found.map(({ host }) => host),
       [networks.serverAddress(1), networks.serverAddress(2)],
     );
     assert.equal(new Set(found.map(({ id }) => id)).size, 1);
+    stage = "the unit is attached";
     const socket = join(folder, "unit.sock");
     const servers = `${networks.serverAddress(1)},${networks.serverAddress(2)}`;
     start(
@@ -87,6 +103,7 @@ describe("a host on two networks", () => {
     }
     const uri = `nbd+unix:///?socket=${socket}`;
 
+    stage = "writes go on while one network is cut";
     // Every write is timed while one network goes and comes back.
     const device = await connect(uri);
     const took: number[] = [];
@@ -100,6 +117,7 @@ describe("a host on two networks", () => {
     })();
     for (const network of [1, 2, 1, 2]) {
       await pause(700);
+      stage = `writes go on (${took.length} did) while network ${network} is cut`;
       networks.cut(network);
       await pause(1200);
       networks.heal(network);
@@ -115,11 +133,14 @@ describe("a host on two networks", () => {
     // How short a stall is, is measured in bench/scp; here it only must not be one that a person notices as a hang.
     assert(worst < 2_500, `a stall of ${worst} ms while one network was there`);
 
+    stage = "fio writes";
     // Both at once, and the server killed: a pause, and no error.
     const fio = run(
       "fio",
       [
         "--name=x",
+        // In this process, so that nothing is left of it when its time is over.
+        "--thread",
         "--ioengine=nbd",
         `--uri=${uri}`,
         "--rw=randwrite",
@@ -147,9 +168,12 @@ describe("a host on two networks", () => {
     await pause(1500);
     server.kill("SIGKILL");
     server = serve();
+    stage = "fio comes to its end on a server that was killed twice";
     const ended = await fio;
     assert.match(ended, /err= 0/);
+    stage = "the device is closed";
     await device.close();
+    stage = "the unit is detached";
     const paths = JSON.parse(await ashlar("paths", "--json")) as {
       paths: { state: string; networks: { network: string }[] };
     }[];
@@ -157,5 +181,6 @@ describe("a host on two networks", () => {
     assert.deepEqual(new Set(paths[0]!.paths.networks.map(({ network }) => network)).size, 2);
     await ashlar("detach");
     assert(!existsSync(socket));
+    stage = "done";
   });
 });
