@@ -69,7 +69,7 @@ describe("a host on two networks", () => {
       ASHLAR,
       "discover",
       "--json",
-      "--wait",
+      "--seconds",
       "4",
     );
     const found = JSON.parse(await run(program, args)) as { host: string; id: string }[];
