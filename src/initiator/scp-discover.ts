@@ -20,10 +20,14 @@ export interface FoundServer {
 const ASKS = 3;
 const FOUND_MAX = 1024;
 
-/** @param to where to ask: broadcast addresses, or single ones. Undefined: this Env has no datagrams. */
+/**
+ * @param to where to ask: broadcast addresses, or single ones, of one family. Looked up each time: a network may come up
+ *   meanwhile.
+ * @returns undefined where this Env has no datagrams
+ */
 export function* discoverScp(
   env: Env,
-  to: readonly DatagramAddress[],
+  to: () => readonly DatagramAddress[],
   waitMs: Millis,
 ): Task<readonly FoundServer[] | undefined> {
   const { datagrams } = env.net;
@@ -41,7 +45,7 @@ export function* discoverScp(
     const server = { id, host: from.host, port: message.hostId, versions: message.version };
     found.set(`${server.host} ${server.port}`, server);
   };
-  const six = to.every(({ host }) => host.includes(":"));
+  const six = to().every(({ host }) => host.includes(":"));
   const socket = yield* perform(datagrams({ host: six ? "::" : "0.0.0.0", port: 0 }, hear));
   if (isNetError(socket)) return undefined;
   const message = new ZnReq();
@@ -50,7 +54,7 @@ export function* discoverScp(
   message.reqszLo = nonce;
   const question = box(message).bytes;
   for (let ask = 0; ask < ASKS; ask++) {
-    for (const address of to) socket.send(question, address);
+    for (const address of to()) socket.send(question, address);
     yield* perform<void>((resume) => {
       const alarm = env.clock.alarm(() => {
         alarm.at = Number.POSITIVE_INFINITY;

@@ -18,7 +18,8 @@ const WAIT_MS_DEFAULT = 1000;
 
 /** @throws Refusal bad-request, unsupported */
 export async function discover(options: DiscoverOptions = {}): Promise<readonly FoundServer[]> {
-  const to = (options.to ?? broadcastAddresses()).map(parseTarget);
+  const given = options.to?.map(parseTarget);
+  const to = () => given ?? broadcastAddresses().map(parseTarget);
   const env = new NodeEnv({ memoryBytes: 2 * MIB, log: { debug() {}, info() {}, warn() {}, error() {} } });
   try {
     const found = await promiseOf(discoverScp(env, to, options.waitMs ?? WAIT_MS_DEFAULT));
