@@ -130,7 +130,7 @@ function tabulate(
   return {
     title: "NBD",
     method:
-      `fio with its NBD engine over TCP on loopback, client and server on the same cores; ${size / MIB} MiB of random data, all of it written before; ` +
+      `fio with its NBD engine over TCP on loopback, client and server on the same cores; ${size / MIB} MiB of random data, all of it written twice before; ` +
       `all with page cache and fdatasync on flush; ours with a checksum verified on every read. Medians of ${rounds} alternating turns of ${seconds} s; ` +
       `the ratio is the median of those within each turn, against the best peer of that row. ${rivals.map((rival) => `${rival.name}: ${rival.version}`).join("; ")}.`,
     columns: ["", ...rivals.map((rival) => rival.name), ...ours.map((own) => `ratio, ${own.name}`), "goal"],

@@ -5,7 +5,7 @@
  */
 import type { Status } from "#base/status";
 import { perform, type Task } from "#base/task";
-import { BLOCK_BYTES, type Millis } from "#base/units";
+import { BLOCK_BYTES, type Bytes, MIB, type Millis } from "#base/units";
 import { rightBlocks } from "./checksums.ts";
 import { COVERED_FROM, decodeGroup, EntryKind, GROUP, HEAD_BLOCKS_MAX } from "./format.ts";
 import { LogEntry } from "./log.ts";
@@ -54,9 +54,12 @@ const GAIN_MS_GUESS = 0.06;
 const GAIN_MS_MAX = 16;
 /** A segment that is fuller than this is not worth copying. */
 const LIVE_RATIO_MAX = 0.92;
-/** Dead segments wait for a checkpoint until they are this part of all. */
+/** Dead segments wait for a checkpoint until they are this part of all, and while hosts write, until they are a burst. */
 const WAITING_RATIO = 0.05;
 const WAITING_SEGMENTS_MIN = 4;
+/** A burst takes no more than this part of what is free. */
+const BURST_BYTES_MAX = 2048 * MIB;
+const BURST_PART = 1 / 16;
 
 interface Run {
   /** Where in the segment. */
@@ -82,6 +85,11 @@ export class Cleaner {
   /** Dead blocks in relation to live ones, beyond which cleaning begins. */
   #allowed = DEAD_RATIO;
   #atRest = false;
+  /**
+   * What hosts write in one go without a checkpoint: that waits until the disk has all that was written before it, and
+   * hosts that write faster than the disk soon wait with it.
+   */
+  burstBytes: Bytes = 0;
   /** Somebody waits for what it is at: it does not rest between steps. */
   hurried = false;
 
@@ -120,6 +128,7 @@ export class Cleaner {
     const segments = available / (segmentBlocks * BLOCK_BYTES);
     if (space?.limited === true && segments < TIGHT_SEGMENTS) yield* store.dropSpares();
     this.#free = segments + store.spareCount;
+    this.burstBytes = options.checkpointBytes ?? Math.min(BURST_BYTES_MAX, available * BURST_PART);
     if (options.deadRatio === undefined && this.#tight) this.#allowed = DEAD_RATIO_TIGHT;
     if (options.deadRatio !== undefined || this.#tight || atRest || log.segments.count < 2 * DEAD_SEGMENTS_MIN) return;
     if (space === undefined) return;
@@ -140,10 +149,12 @@ export class Cleaner {
   }
 
   /** True when enough segments are dead that a checkpoint should be taken for them to be retired. */
-  get waitsForCheckpoint(): boolean {
+  waitsForCheckpoint(hostsWrite: boolean): boolean {
     this.#survey();
     if (this.#tight) return this.#waiting > 0;
-    return this.#waiting > Math.max(WAITING_SEGMENTS_MIN, this.#set.log.segments.count * WAITING_RATIO);
+    const { segmentBlocks, log } = this.#set;
+    const burst = hostsWrite ? this.burstBytes / (segmentBlocks * BLOCK_BYTES) : 0;
+    return this.#waiting > Math.max(WAITING_SEGMENTS_MIN, burst, log.segments.count * WAITING_RATIO);
   }
 
   /** So little is free that every dead segment counts. */

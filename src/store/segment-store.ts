@@ -7,8 +7,8 @@
  */
 
 import { type Effect, perform, type Task } from "#base/task";
-import { BLOCK_BYTES, type Bytes, MIB } from "#base/units";
-import { type Disk, type DiskFault, DiskOp, type Env, type File, isDiskFault } from "#env/env";
+import { BLOCK_BYTES, type Bytes, MIB, type Millis } from "#base/units";
+import { type Clock, type Disk, type DiskFault, DiskOp, type Env, type File, isDiskFault } from "#env/env";
 
 export interface Space {
   readonly total: Bytes;
@@ -70,13 +70,20 @@ export interface SegmentStore {
 }
 
 /**
- * Retired files kept for use as new segments while hosts write: more than are retired at once after two checkpoints when a
- * gigabyte a second is overwritten. What is beyond goes back to the file system, and at rest all but `SPARES_AT_REST`.
+ * Retired files kept for use as new segments while hosts write, and some time longer: as much as a burst writes. Their pages
+ * are in memory, and to write over those takes half or less of the time that new ones take, and on virtual machines that get
+ * their memory page by page, a fifth. What is beyond goes back to the file system, and in the end all but `SPARES_AT_REST`.
  */
 const SPARES_MAX = 64;
 export const SPARES_AT_REST = 8;
 /** Spares of a set take no more than this part of what is left. */
 const SPARES_PART = 1 / 8;
+/**
+ * Hosts who fill a segment in less than this wait for the next one's name, which the file system may write with much else.
+ * So the names of so many more are written with it, while there are spares.
+ */
+const HASTE_MS = 100;
+const AHEAD_SEGMENTS = 8;
 /**
  * With room for so many more segments, a new one is not given its space ahead of its use: the file system may take a second
  * for that while it writes what a checkpoint syncs, and hosts who write quickly would wait for it.
@@ -137,6 +144,7 @@ export class RoomLimit {
 
 export class DirectoryStore implements SegmentStore {
   readonly #disk: Disk;
+  readonly #clock: Clock;
   readonly #limit: RoomLimit;
   /** What a segment takes; known when one was given its space. */
   #segmentBytes: Bytes = 0;
@@ -145,12 +153,16 @@ export class DirectoryStore implements SegmentStore {
   #usage: Bytes | undefined;
   #changesSinceUsage = 0;
   readonly directory: string;
-  #spares: string[] = [];
+  /** Files to be used again, and segments that were made of such ones ahead of their need, in order. */
+  readonly #spares: string[] = [];
+  readonly #ahead: number[] = [];
+  #createdAt: Millis = Number.NEGATIVE_INFINITY;
   #nextSpare = 0;
   #scanned = false;
 
   constructor(env: Env, directory: string, limit = new RoomLimit()) {
     this.#disk = env.disk;
+    this.#clock = env.clock;
     this.directory = directory;
     this.#limit = limit;
   }
@@ -173,24 +185,46 @@ export class DirectoryStore implements SegmentStore {
   *create(number: number): Task<NewSegment | DiskFault> {
     yield* this.#scan();
     const path = this.describe(number);
-    const spare = this.#spares.shift();
-    if (spare !== undefined) {
-      // A link is created only if absent; a rename would replace what another writer made.
-      const linked = yield* perform(this.#disk.link(spare, path));
-      if (linked === undefined) {
-        yield* perform(this.#disk.unlink(spare));
-        const file = yield* perform(this.#disk.open(path, "write"));
-        if (isDiskFault(file)) return file;
-        // The name that the file had before must be gone for good, too, before anything is written to it: a segment that is
-        // dead under that name would be used again after a power cut that gave it back.
-        return (yield* perform(this.#disk.syncDirectory(this.directory))) ?? { file, rewritten: true };
-      }
-      this.#spares.unshift(spare);
-      if (linked === "exists") return linked;
+    const now = this.#clock.now();
+    const inHaste = now - this.#createdAt < HASTE_MS;
+    this.#createdAt = now;
+    if (this.#ahead[0] === number) {
+      const file = yield* perform(this.#disk.open(path, "write"));
+      if (isDiskFault(file)) return file;
+      this.#ahead.shift();
+      return { file, rewritten: true };
     }
-    const file = yield* perform(this.#disk.open(path, "create"));
-    if (isDiskFault(file)) return file;
-    return (yield* perform(this.#disk.syncDirectory(this.directory))) ?? { file, rewritten: false };
+    const linked = yield* this.#reuse(number);
+    if (linked !== undefined && linked !== "missing") return linked;
+    const rewritten = linked === undefined;
+    const file = yield* perform(this.#disk.open(path, rewritten ? "write" : "create"));
+    if (isDiskFault(file)) {
+      // Nobody has made it, when it is tried again.
+      if (rewritten) yield* perform(this.#disk.unlink(path));
+      return file;
+    }
+    const ahead: number[] = [];
+    if (rewritten && inHaste)
+      while (ahead.length < AHEAD_SEGMENTS && (yield* this.#reuse(number + ahead.length + 1)) === undefined)
+        ahead.push(number + ahead.length + 1);
+    // The name that a file had before must be gone for good, too, before anything is written to it: a segment that is dead
+    // under that name would be used again after a power cut that gave it back.
+    const fault = yield* perform(this.#disk.syncDirectory(this.directory));
+    if (fault !== undefined) return fault;
+    this.#ahead.push(...ahead);
+    return { file, rewritten };
+  }
+
+  /** Makes a spare segment `number`; "missing" when there is none to be had. */
+  *#reuse(number: number): Task<DiskFault | undefined> {
+    // The one that was retired last: of its pages, most are in memory.
+    const spare = this.#spares.pop();
+    if (spare === undefined) return "missing";
+    // A link is created only if absent; a rename would replace what another writer made.
+    const fault = yield* perform(this.#disk.link(spare, this.describe(number)));
+    if (fault === undefined) yield* perform(this.#disk.unlink(spare));
+    else this.#spares.push(spare);
+    return fault === undefined || fault === "exists" ? fault : "missing";
   }
 
   *open(number: number): Task<File | DiskFault> {
@@ -256,7 +290,7 @@ export class DirectoryStore implements SegmentStore {
   }
 
   *#mayKeepSpare(bytes: Bytes): Task<boolean> {
-    const count = this.#spares.length;
+    const count = this.spareCount;
     if (count >= SPARES_MAX || this.#limit.available < SPARES_AT_REST * bytes) return false;
     if (count < SPARES_AT_REST) return true;
     const space = yield* this.space();
@@ -265,14 +299,18 @@ export class DirectoryStore implements SegmentStore {
 
   *dropSpares(keep = 0): Task<boolean> {
     yield* this.#scan();
-    const spares = this.#spares.splice(keep);
-    for (const spare of spares) yield* perform(this.#disk.unlink(spare));
-    this.#give(spares.length * this.#segmentBytes);
-    return spares.length > 0;
+    // Of those that were made ahead, the last goes first: the numbers of the others follow on.
+    const ahead = this.#ahead.splice(keep).reverse();
+    const spares = this.#spares.splice(0, Math.max(0, this.spareCount - keep));
+    for (const spare of [...ahead.map((number) => this.describe(number)), ...spares])
+      yield* perform(this.#disk.unlink(spare));
+    const count = ahead.length + spares.length;
+    this.#give(count * this.#segmentBytes);
+    return count > 0;
   }
 
   get spareCount(): number {
-    return this.#spares.length;
+    return this.#spares.length + this.#ahead.length;
   }
 
   *createCheckpoint(number: number): Task<File | DiskFault> {
@@ -373,13 +411,14 @@ export class DirectoryStore implements SegmentStore {
     const names = yield* perform(this.#disk.list(this.directory));
     let total = 0;
     let spare = 0;
+    const ahead = new Set(this.#ahead.map((number) => `segment-${hex(number)}`));
     const changes = this.#changesSinceUsage;
     if (!isDiskFault(names))
       for (const name of names) {
         const facts = yield* perform(this.#disk.facts(`${this.directory}/${name}`));
         if (isDiskFault(facts)) continue;
         total += facts.allocated;
-        if (name.startsWith("spare-") || name.startsWith("reserve-")) spare += facts.allocated;
+        if (name.startsWith("spare-") || name.startsWith("reserve-") || ahead.has(name)) spare += facts.allocated;
       }
     // What was taken or given back meanwhile may or may not be in it.
     if (this.#changesSinceUsage === changes || this.#usage === undefined) {

@@ -32,7 +32,7 @@ import { BOUNCE_BYTES, Version } from "./version.ts";
 export interface SetOptions {
   /** Blocks of a segment; a multiple of 64, at most 8192. Fixed when the set is made. */
   readonly segmentBlocks?: number;
-  /** A checkpoint is due after this many bytes of log, and more if the maps are large. */
+  /** A checkpoint is due after this many bytes of log (undefined: as there is room), and more if the maps are large. */
   readonly checkpointBytes?: Bytes;
   /** Dead blocks in relation to live ones beyond which cleaning begins; unset, it depends on the room on the disk. */
   readonly deadRatio?: number;
@@ -80,7 +80,9 @@ const RECLAIM_SEGMENTS_MAX = 16;
 const RECLAIM_ROUNDS_MAX = 16;
 /** What the file system itself may need to give a segment its space. */
 const CLEANING_MARGIN_BYTES = 256 * 1024;
-const CHECKPOINT_BYTES_DEFAULT = 256 * MIB;
+const CHECKPOINT_BYTES_MIN = 256 * MIB;
+/** More than these are not left for a replay to do, however few bytes they are. */
+const CHECKPOINT_ENTRIES = 65_536;
 /** Checkpoints kept; segments are retired only when none of them needs them. */
 const CHECKPOINTS_KEPT = 2;
 /** Between looks at whether there is something to clean or to checkpoint, in milliseconds. */
@@ -90,6 +92,8 @@ const MAINTENANCE_MS_RESTING = 2000;
 const MAINTENANCE_MS_HELD = 25;
 /** A set that has not been written to for so long is at rest: then it is cleaned more thoroughly. */
 const REST_MS = 10_000;
+/** For so long it keeps files that it used to write to: who wrote much may do so again. */
+const SPARES_MS = 300_000;
 export const VOLUME_BYTES_MAX = 16 * 1024 * 1024 * MIB;
 
 export class VersionSet implements LogUser {
@@ -697,8 +701,10 @@ export class VersionSet implements LogUser {
       );
     yield* this.maintenance.run(this.#renewReserve());
     const active = this.#lastActivity !== this.log.appliedGroup;
-    if (active) this.#restSince = this.env.clock.now();
-    const rested = this.env.clock.now() - this.#restSince >= REST_MS;
+    const now = this.env.clock.now();
+    if (active) this.#restSince = now;
+    this.#hostsWrite = active;
+    const rested = now - this.#restSince >= REST_MS;
     yield* this.cleaner.aim(rested);
     while (!this.#closing && this.cleaner.isDue && this.log.stopped === undefined) {
       this.cleaner.throttle();
@@ -711,12 +717,15 @@ export class VersionSet implements LogUser {
     if (!this.#closing && this.#checkpointIsDue && this.log.stopped === undefined) yield* this.checkpoint();
     // What the cleaner itself wrote is no activity. A set that has rested, and been cleaned, sleeps.
     this.#lastActivity = this.log.appliedGroup;
-    if (rested) {
-      this.log.holdMs = 0;
-      if (this.store.spareCount > SPARES_AT_REST) yield* this.store.dropSpares(SPARES_AT_REST);
-    }
-    return !rested;
+    if (!rested) return true;
+    this.log.holdMs = 0;
+    if (this.store.spareCount <= SPARES_AT_REST) return false;
+    if (now - this.#restSince < SPARES_MS) return true;
+    yield* this.store.dropSpares(SPARES_AT_REST);
+    return false;
   }
+  /** They did between the last two looks. */
+  #hostsWrite = false;
   #lastActivity = 0;
   #restSince: Millis = 0;
   /** For how many segments the reserve was last seen to. */
@@ -725,10 +734,12 @@ export class VersionSet implements LogUser {
   get #checkpointIsDue(): boolean {
     const { counters } = this.log;
     const blocks = counters.dataBlocks + counters.headBlocks - this.#checkpointAtBlocks + this.#blocksSinceCheckpoint;
-    const bytes = this.options.checkpointBytes ?? CHECKPOINT_BYTES_DEFAULT;
+    const bytes = this.options.checkpointBytes ?? Math.max(CHECKPOINT_BYTES_MIN, this.cleaner.burstBytes);
+    const entries = this.#entriesSinceCheckpoint;
     // Writing maps of N extents pays for itself if replay would have to do a good part of N.
-    if (blocks * BLOCK_BYTES > bytes && this.#entriesSinceCheckpoint * 16 > this.#checkpointBytes / 2) return true;
-    return this.cleaner.waitsForCheckpoint;
+    const pays = entries * 16 > this.#checkpointBytes / 2;
+    if (pays && (blocks * BLOCK_BYTES > bytes || entries > CHECKPOINT_ENTRIES)) return true;
+    return this.cleaner.waitsForCheckpoint(this.#hostsWrite);
   }
 
   /** Writes a checkpoint, and retires the segments that no kept one needs. */
