@@ -251,4 +251,9 @@ export const REGRESSIONS: readonly Regression[] = [
     scenario: "bad-checkpoints",
     found: "a torn segment that had been thrown away came back with a power cut, and hid what had been flushed since",
   },
+  {
+    seed: 1600049097,
+    scenario: "damage",
+    found: "the checker itself: of a rollback that was cut short it asked a damaged block, for ever",
+  },
 ];

@@ -693,7 +693,10 @@ export class EngineWorld {
     const probe: Target = { name: volume.name, device, history: undefined, frozen: undefined };
     this.#host.look(probe, telling, (status, stamp) => {
       this.#controlBusy = false;
-      if (status !== "ok" || this.#rollbackInDoubt === undefined) return;
+      if (this.#rollbackInDoubt === undefined) return;
+      // What is damaged tells nothing, however often it is asked.
+      if (status === "medium" && this.#excuses.damage) this.#lookedUpTo = telling;
+      if (status !== "ok") return;
       const now = before.ask();
       const isBefore = before.allows(telling, stamp, now);
       before.answer(now);
