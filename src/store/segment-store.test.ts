@@ -3,7 +3,7 @@ import { test } from "node:test";
 import type { Task } from "#base/task";
 import { type Disk, type Env, type File, isDiskFault } from "#env/env";
 import { Resources, World } from "#sim/env/world";
-import { DirectoryStore, type NewSegment } from "./segment-store.ts";
+import { DirectoryStore, type NewSegment, RoomLimit } from "./segment-store.ts";
 
 const resources = new Resources();
 const SEGMENT_BYTES = 64 * 1024;
@@ -12,6 +12,7 @@ const SEGMENT_BYTES = 64 * 1024;
 class Rig {
   readonly world = new World(21, resources);
   readonly env: Env;
+  readonly limit = new RoomLimit();
   readonly store: DirectoryStore;
   nameSyncs = 0;
   starved = false;
@@ -30,7 +31,7 @@ class Rig {
     this.env = new Proxy(real, {
       get: (target, name, receiver) => (name === "disk" ? disk : Reflect.get(target, name, receiver)),
     });
-    this.store = new DirectoryStore(this.env, "/set");
+    this.store = new DirectoryStore(this.env, "/set", this.limit);
     assert.equal(this.finish(this.store.make()), undefined);
     this.nameSyncs = 0;
   }
@@ -95,6 +96,21 @@ test("segments made ahead are spares: they count as such, and are given back wit
   assert.equal(rig.finish(rig.store.dropSpares()), true);
   assert.deepEqual(rig.list(), [7, 8]);
   assert.equal(rig.make(9).rewritten, false);
+});
+
+test("spares beyond the few that stay are given back at rest, and where others need the room", () => {
+  const rig = new Rig();
+  rig.spares(30);
+  assert.equal(rig.finish(rig.store.trimSpares(false)), true);
+  assert.equal(rig.store.spareCount, 30);
+  rig.limit.onAsked();
+  rig.limit.tell(64 * SEGMENT_BYTES, 16 * 8 * SEGMENT_BYTES);
+  assert.equal(rig.finish(rig.store.trimSpares(false)), true);
+  assert.equal(rig.store.spareCount, 16);
+  rig.limit.onAsked();
+  rig.limit.tell(64 * SEGMENT_BYTES, 0);
+  assert.equal(rig.finish(rig.store.trimSpares(false)), false);
+  assert.equal(rig.store.spareCount, 8);
 });
 
 test("a segment that cannot be opened can be made again, and is nobody else's", () => {

@@ -59,6 +59,8 @@ export interface SegmentStore {
   readonly spareCount: number;
   /** Gives files that wait to be used again back to the file system, all but so many; false when there were none. */
   dropSpares(keep?: number): Task<boolean>;
+  /** Gives back those that are more than there is room for, and `atRest` all but a few. False when no more than those are left. */
+  trimSpares(atRest: boolean): Task<boolean>;
 
   /** Of the disk, or of what may be taken of it, in bytes; undefined when it cannot be told. */
   space(): Task<Space | undefined>;
@@ -75,7 +77,7 @@ export interface SegmentStore {
  * their memory page by page, a fifth. What is beyond goes back to the file system, and in the end all but `SPARES_AT_REST`.
  */
 const SPARES_MAX = 64;
-export const SPARES_AT_REST = 8;
+const SPARES_AT_REST = 8;
 /** Spares of a set take no more than this part of what is left. */
 const SPARES_PART = 1 / 8;
 /**
@@ -307,6 +309,15 @@ export class DirectoryStore implements SegmentStore {
     const count = ahead.length + spares.length;
     this.#give(count * this.#segmentBytes);
     return count > 0;
+  }
+
+  *trimSpares(atRest: boolean): Task<boolean> {
+    if (this.spareCount <= SPARES_AT_REST) return false;
+    const space = atRest ? undefined : yield* this.space();
+    const room = ((space?.available ?? 0) * SPARES_PART) / this.#segmentBytes;
+    const keep = Math.max(SPARES_AT_REST, Math.ceil(room));
+    if (this.spareCount > keep) yield* this.dropSpares(keep);
+    return this.spareCount > SPARES_AT_REST;
   }
 
   get spareCount(): number {

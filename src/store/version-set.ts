@@ -24,7 +24,7 @@ import { findGroups } from "./replay.ts";
 import { type FoundEntry, readEntries } from "./replay-entries.ts";
 import { type ScrubProgress, type ScrubReport, scrub } from "./scrub.ts";
 import { locationOf, type Segment } from "./segment.ts";
-import { SEGMENT_BLOCKS_DEFAULT, type SegmentStore, SPARES_AT_REST } from "./segment-store.ts";
+import { SEGMENT_BLOCKS_DEFAULT, type SegmentStore } from "./segment-store.ts";
 import { Sharing } from "./sharing.ts";
 import { type Control, VersionTree } from "./tree.ts";
 import { BOUNCE_BYTES, Version } from "./version.ts";
@@ -717,12 +717,9 @@ export class VersionSet implements LogUser {
     if (!this.#closing && this.#checkpointIsDue && this.log.stopped === undefined) yield* this.checkpoint();
     // What the cleaner itself wrote is no activity. A set that has rested, and been cleaned, sleeps.
     this.#lastActivity = this.log.appliedGroup;
-    if (!rested) return true;
-    this.log.holdMs = 0;
-    if (this.store.spareCount <= SPARES_AT_REST) return false;
-    if (now - this.#restSince < SPARES_MS) return true;
-    yield* this.store.dropSpares(SPARES_AT_REST);
-    return false;
+    if (rested) this.log.holdMs = 0;
+    const hasSpares = yield* this.store.trimSpares(now - this.#restSince >= SPARES_MS);
+    return !rested || hasSpares;
   }
   /** They did between the last two looks. */
   #hostsWrite = false;
