@@ -58,9 +58,15 @@ test("a file that cannot be loaded has failed", async () => {
   assert.equal((await run(`import "./missing.mjs";`)).failures.length, 1);
 });
 
-test("a file that hangs is killed and has failed", async () => {
-  const result = await run(`test("hangs", () => new Promise((resolve) => setTimeout(resolve, 60_000)));`, 1_000);
-  assert.match(result.failures.at(-1)!.detail, /still running/);
+test("a file that hangs is killed and has failed, with the name of the test that did", async () => {
+  const hangs = `test("hangs", () => new Promise((resolve) => setTimeout(resolve, 60_000)));`;
+  const result = await run(`test("good", () => {}); ${hangs}`, 1_000);
+  assert.match(result.failures.at(-1)!.detail, /still running after 1 s; killed in "hangs"/);
+  const within = await run(
+    `import { suite } from "node:test"; suite("outer", () => { test("good", () => {}); ${hangs} });`,
+    1_000,
+  );
+  assert.match(within.failures.at(-1)!.detail, /in "outer > hangs"/);
 });
 
 test("a process that outlives its file is killed and named", async () => {

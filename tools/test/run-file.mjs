@@ -46,12 +46,12 @@ export async function runFile(root, file, { name, hangMs, cache }) {
   result.ms = Date.now() - startedMs;
   await clearLeftovers(mark, hung, result);
 
-  const ended = readTold(told, result);
+  const { ended, running } = readTold(told, result);
   rmSync(told, { force: true });
   if (hung)
     result.failures.push({
       name: "the file ends",
-      detail: `still running after ${Math.round(hangMs / 1000)} s; killed`,
+      detail: `still running after ${Math.round(hangMs / 1000)} s; killed${running === "" ? "" : ` in "${running}"`}`,
     });
   else if (!ended)
     result.failures.push({ name: "the file ends after its tests", detail: end || "ended before its tests did" });
@@ -61,25 +61,18 @@ export async function runFile(root, file, { name, hangMs, cache }) {
   return result;
 }
 
-/** Adds what the reporter wrote to `result`. True if it wrote to the end. */
+/** Adds what the reporter wrote to `result`. Whether it wrote to the end, and the whole name of the test that had not ended. */
 function readTold(path, result) {
   let ended = false;
-  let text = "";
-  try {
-    text = readFileSync(path, "utf8");
-  } catch {
-    return false;
-  }
-  const lines = text.split("\n").filter((line) => line !== "");
+  const lines = readLines(path);
+  const running = [];
+  for (const { begins, name, nesting } of lines)
+    if (begins === true) running.splice(nesting, Number.POSITIVE_INFINITY, name);
+    else if (name !== undefined && running[nesting] === name) running.length = nesting;
   const parents = [];
   // Parents are told after their children, so reading backwards names every test by its whole path.
-  for (const line of lines.reverse()) {
-    let test;
-    try {
-      test = JSON.parse(line);
-    } catch {
-      continue;
-    }
+  for (const test of lines.reverse()) {
+    if (test.begins === true) continue;
     if (test.end === true) {
       ended = true;
       continue;
@@ -96,7 +89,24 @@ function readTold(path, result) {
     }
   }
   result.failures.reverse();
-  return ended;
+  return { ended, running: running.join(" > ") };
+}
+
+/** What is there: the last line of a file that was killed may be cut. */
+function readLines(path) {
+  try {
+    return readFileSync(path, "utf8")
+      .split("\n")
+      .flatMap((line) => {
+        try {
+          return [JSON.parse(line)];
+        } catch {
+          return [];
+        }
+      });
+  } catch {
+    return [];
+  }
 }
 
 /** Processes that carry the file's mark in their environment and outlive it are killed one by one, and named. */
