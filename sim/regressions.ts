@@ -256,4 +256,9 @@ export const REGRESSIONS: readonly Regression[] = [
     scenario: "damage",
     found: "the checker itself: of a rollback that was cut short it asked a damaged block, for ever",
   },
+  {
+    seed: 1000129155,
+    scenario: "bad-checkpoints",
+    found: "the checker itself: a power cut at the end of the time for all answers left none for the start after it",
+  },
 ];

@@ -385,7 +385,11 @@ export class EngineWorld {
     let deadline = Number.POSITIVE_INFINITY;
     for (;;) {
       if (isDone()) return;
-      if (this.#crash !== undefined && world.steps >= world.stopAtStep) this.#die(this.#crash);
+      if (this.#crash !== undefined && world.steps >= world.stopAtStep) {
+        // Where little happens, a crash that is due after so many events comes late: what follows it has its time, too.
+        if (deadline !== Number.POSITIVE_INFINITY) deadline = world.now + this.#crash.downMs + ANSWER_MS_MAX;
+        this.#die(this.#crash);
+      }
       if (!world.step()) break;
       if (this.#cursor < this.#actions.length) deadline = Number.POSITIVE_INFINITY;
       else if (deadline === Number.POSITIVE_INFINITY) {
