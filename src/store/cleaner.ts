@@ -57,9 +57,11 @@ const LIVE_RATIO_MAX = 0.92;
 /** Dead segments wait for a checkpoint until they are this part of all, and while hosts write, until they are a burst. */
 const WAITING_RATIO = 0.05;
 const WAITING_SEGMENTS_MIN = 4;
-/** A burst takes no more than this part of what is free. */
+/** A burst takes no more than this part of what is free, and the disk is done with it in so long: a start may have to wait. */
+const BURST_BYTES_MIN = 256 * MIB;
 const BURST_BYTES_MAX = 2048 * MIB;
 const BURST_PART = 1 / 16;
+const BURST_SYNC_MS = 2_000;
 
 interface Run {
   /** Where in the segment. */
@@ -90,6 +92,8 @@ export class Cleaner {
    * hosts that write faster than the disk soon wait with it.
    */
   burstBytes: Bytes = 0;
+  /** The same as the disk has it, by what checkpoints took. */
+  #burstOfDisk: Bytes = BURST_BYTES_MIN;
   /** Somebody waits for what it is at: it does not rest between steps. */
   hurried = false;
 
@@ -128,7 +132,7 @@ export class Cleaner {
     const segments = available / (segmentBlocks * BLOCK_BYTES);
     if (space?.limited === true && segments < TIGHT_SEGMENTS) yield* store.dropSpares();
     this.#free = segments + store.spareCount;
-    this.burstBytes = options.checkpointBytes ?? Math.min(BURST_BYTES_MAX, available * BURST_PART);
+    this.burstBytes = options.checkpointBytes ?? Math.min(this.#burstOfDisk, available * BURST_PART);
     if (options.deadRatio === undefined && this.#tight) this.#allowed = DEAD_RATIO_TIGHT;
     if (options.deadRatio !== undefined || this.#tight || atRest || log.segments.count < 2 * DEAD_SEGMENTS_MIN) return;
     if (space === undefined) return;
@@ -146,6 +150,12 @@ export class Cleaner {
     this.#survey();
     const least = (this.#tight ? 1 : DEAD_SEGMENTS_MIN) * this.#set.segmentBlocks;
     return this.#deadBlocks > Math.max(this.#liveBlocks * this.#allowed, least);
+  }
+
+  /** A checkpoint has waited so long for the disk: the next burst is the greater the less that is, up to twice as great. */
+  noteSync(ms: Millis): void {
+    const bytes = this.#burstOfDisk * Math.min(2, BURST_SYNC_MS / Math.max(1, ms));
+    this.#burstOfDisk = Math.min(BURST_BYTES_MAX, Math.max(BURST_BYTES_MIN, bytes));
   }
 
   /** True when enough segments are dead that a checkpoint should be taken for them to be retired. */

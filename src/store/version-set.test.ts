@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { perform, type Task } from "#base/task";
+import { MIB } from "#base/units";
 import { BlockOp, Extents, type OpKind } from "#device/device";
 import { isDiskFault } from "#env/env";
 import { drawPowerCut } from "#sim/env/power-cuts";
@@ -444,5 +445,22 @@ test("a segment that was thrown away at a start and comes back with a power cut 
 
   rig.open(options);
   assert.deepEqual(rig.ok(db(), "read", 0, BLOCK), filled(BLOCK, 3));
+  rig.world.end();
+});
+
+test("a burst is what the disk takes in two seconds, where there is room: more after quick checkpoints, less after slow ones", () => {
+  const rig = new Rig(15);
+  const { cleaner } = rig.create({ segmentBlocks: 128 });
+  const burst = (): number => {
+    rig.finish(cleaner.aim(false));
+    return cleaner.burstBytes / MIB;
+  };
+  assert.equal(burst(), 256);
+  for (let time = 0; time < 4; time++) cleaner.noteSync(50);
+  assert.equal(burst(), 2048);
+  cleaner.noteSync(4000);
+  assert.equal(burst(), 1024);
+  cleaner.noteSync(60_000);
+  assert.equal(burst(), 256);
   rig.world.end();
 });

@@ -832,8 +832,10 @@ export class VersionSet implements LogUser {
     let { fault } = written;
     if (fault === undefined && canary.armed !== "checkpoint-without-log") {
       // It may not come into force before all that it counts on is on stable storage.
+      const began = this.env.clock.now();
       const status = yield* perform<Status>((resume) => log.sync(resume));
       if (status !== "ok" && log.syncer.synced < group) fault = "io";
+      this.cleaner.noteSync(this.env.clock.now() - began);
     }
     if (fault !== undefined) {
       if (written.file !== undefined) yield* perform(this.store.close(written.file));
