@@ -152,10 +152,11 @@ export class Cleaner {
     return this.#deadBlocks > Math.max(this.#liveBlocks * this.#allowed, least);
   }
 
-  /** A checkpoint has waited so long for the disk: the next burst is the greater the less that is, up to twice as great. */
-  noteSync(ms: Millis): void {
-    const bytes = this.#burstOfDisk * Math.min(2, BURST_SYNC_MS / Math.max(1, ms));
-    this.#burstOfDisk = Math.min(BURST_BYTES_MAX, Math.max(BURST_BYTES_MIN, bytes));
+  /** A checkpoint has waited so long for the disk to have so much. Only what is much tells how fast the disk is. */
+  noteSync(bytes: Bytes, ms: Millis): void {
+    if (bytes < this.#burstOfDisk / 2) return;
+    const most = Math.min(2 * this.#burstOfDisk, (bytes / Math.max(1, ms)) * BURST_SYNC_MS);
+    this.#burstOfDisk = Math.min(BURST_BYTES_MAX, Math.max(BURST_BYTES_MIN, most));
   }
 
   /** True when enough segments are dead that a checkpoint should be taken for them to be retired. */

@@ -456,11 +456,13 @@ test("a burst is what the disk takes in two seconds, where there is room: more a
     return cleaner.burstBytes / MIB;
   };
   assert.equal(burst(), 256);
-  for (let time = 0; time < 4; time++) cleaner.noteSync(50);
+  for (let time = 0; time < 4; time++) cleaner.noteSync(2048 * MIB, 50);
   assert.equal(burst(), 2048);
-  cleaner.noteSync(4000);
+  cleaner.noteSync(MIB, 4000);
+  assert.equal(burst(), 2048);
+  cleaner.noteSync(2048 * MIB, 4000);
   assert.equal(burst(), 1024);
-  cleaner.noteSync(60_000);
+  cleaner.noteSync(1024 * MIB, 60_000);
   assert.equal(burst(), 256);
   rig.world.end();
 });

@@ -835,7 +835,7 @@ export class VersionSet implements LogUser {
       const began = this.env.clock.now();
       const status = yield* perform<Status>((resume) => log.sync(resume));
       if (status !== "ok" && log.syncer.synced < group) fault = "io";
-      this.cleaner.noteSync(this.env.clock.now() - began);
+      this.cleaner.noteSync((blocks - this.#checkpointAtBlocks) * BLOCK_BYTES, this.env.clock.now() - began);
     }
     if (fault !== undefined) {
       if (written.file !== undefined) yield* perform(this.store.close(written.file));
