@@ -93,8 +93,11 @@ const AHEAD_SEGMENTS = 8;
 const AMPLE_SEGMENTS = 64;
 /** A reserve that has become too small is made larger than it has to be by this part of it: it will grow again. */
 const RESERVE_GROWTH = 1 / 2;
-/** The first segment of a set grows without being given space: what small sets take is looked at. */
-const LOOK_BELOW_BYTES = 64 * MIB;
+/**
+ * The first segment of a set grows without being given space: what small sets take is looked at, until it is full for sure,
+ * which is when there are three.
+ */
+const LOOK_BELOW_BYTES = 96 * MIB;
 /** Checkpoints are not counted as they come and go, so that files are looked at again after so many others did. */
 const LOOK_AFTER_CHANGES = 64;
 
@@ -153,6 +156,7 @@ export class DirectoryStore implements SegmentStore {
   readonly #reserved = new Map<ReserveUse, Bytes>();
   /** What all files took when they were last looked at, and what was taken and given back since. */
   #usage: Bytes | undefined;
+  #lookedAt: Bytes = 0;
   #changesSinceUsage = 0;
   readonly directory: string;
   /** Files to be used again, and segments that were made of such ones ahead of their need, in order. */
@@ -412,8 +416,7 @@ export class DirectoryStore implements SegmentStore {
 
   /** Looks at all files, if that is not known well enough any more. */
   *lookAtUsage(): Task<void> {
-    if (this.#usage === undefined || this.#usage < LOOK_BELOW_BYTES || this.#changesSinceUsage > LOOK_AFTER_CHANGES)
-      yield* this.usage();
+    if (this.#lookedAt < LOOK_BELOW_BYTES || this.#changesSinceUsage > LOOK_AFTER_CHANGES) yield* this.usage();
   }
 
   *usage(): Task<{ readonly total: number; readonly spare: number }> {
@@ -434,6 +437,7 @@ export class DirectoryStore implements SegmentStore {
     // What was taken or given back meanwhile may or may not be in it.
     if (this.#changesSinceUsage === changes || this.#usage === undefined) {
       this.#usage = total;
+      this.#lookedAt = total;
       this.#changesSinceUsage = 0;
     }
     return { total, spare };
