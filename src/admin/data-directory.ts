@@ -195,7 +195,8 @@ function takeLock(path: string, onWait: (pid: number) => void): { lock: number; 
     throw inWords(error, path);
   }
   // On its way out, a thread is for some microseconds neither killed nor exiting to look at: two looks must agree.
-  let livedAt = Number.POSITIVE_INFINITY;
+  let lived = false;
+  let told = false;
   for (let waitedMs = 0; ; waitedMs += ENDING_LOOK_MS) {
     const pidBefore = Number.parseInt(readFileSync(name, "utf8"), 10);
     const ending = isEnding(pidBefore);
@@ -204,12 +205,13 @@ function takeLock(path: string, onWait: (pid: number) => void): { lock: number; 
       writeSync(file, `${process.pid}\n`, 0);
       return { lock: file, wasUnclean: !Number.isNaN(pidBefore) };
     }
-    if ((!ending && livedAt < waitedMs) || waitedMs >= ENDING_MS_MAX) {
+    if ((!ending && lived) || waitedMs >= ENDING_MS_MAX) {
       closeSync(file);
       throw lockedBy(pidBefore, path, ending);
     }
-    livedAt = ending ? Number.POSITIVE_INFINITY : waitedMs;
-    if (ending && waitedMs === 0) onWait(pidBefore);
+    if (ending && !told) onWait(pidBefore);
+    told ||= ending;
+    lived = !ending;
     Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ENDING_LOOK_MS);
   }
 }

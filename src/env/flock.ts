@@ -7,12 +7,15 @@ import { koffi } from "./libc.ts";
 const LOCK_EX = 2;
 const LOCK_NB = 4;
 
+let flock: ((file: number, operation: number) => number) | undefined;
+
 /** True: the lock is ours until the file is closed. False: somebody else has it. Undefined: cannot tell here. */
 export function tryLock(file: number): boolean | undefined {
   const native = koffi();
   if ("missing" in native) return undefined;
   try {
-    return native.load("libc.so.6").func("int flock(int, int)")(file, LOCK_EX | LOCK_NB) === 0;
+    flock ??= native.load("libc.so.6").func("int flock(int, int)") as NonNullable<typeof flock>;
+    return flock(file, LOCK_EX | LOCK_NB) === 0;
   } catch {
     return undefined;
   }

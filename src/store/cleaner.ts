@@ -57,8 +57,11 @@ const LIVE_RATIO_MAX = 0.92;
 /** Dead segments wait for a checkpoint until they are this part of all, and while hosts write, until they are a burst. */
 const WAITING_RATIO = 0.05;
 const WAITING_SEGMENTS_MIN = 4;
-/** A burst takes no more than this part of what is free, and the disk is done with it in so long: a start may have to wait. */
-const BURST_BYTES_MIN = 256 * MIB;
+/**
+ * So much is always written between two checkpoints. A burst, which may be more, takes no more than this part of what is
+ * free, and the disk is done with it in so long: a start may have to wait for that.
+ */
+export const BURST_BYTES_MIN = 256 * MIB;
 const BURST_BYTES_MAX = 2048 * MIB;
 const BURST_PART = 1 / 16;
 const BURST_SYNC_MS = 2_000;

@@ -363,7 +363,7 @@ export class Log {
       const next = this.#next;
       this.#next = undefined;
       this.segments.remove(next);
-      yield* this.#store.retire(next.number, next.file);
+      yield* this.#store.retire(next.number, next.file, this.segmentBlocks * BLOCK_BYTES);
     }
   }
 

@@ -47,7 +47,8 @@ class Rig {
   /** Makes segments of new files, and retires them: so many spares. */
   spares(count: number): void {
     const files = Array.from({ length: count }, (_, at): File => this.make(at + 1).file);
-    for (const [at, file] of files.entries()) assert.equal(this.finish(this.store.retire(at + 1, file)), undefined);
+    for (const [at, file] of files.entries())
+      assert.equal(this.finish(this.store.retire(at + 1, file, SEGMENT_BYTES)), undefined);
     assert.equal(this.store.spareCount, count);
     this.nameSyncs = 0;
   }
@@ -111,6 +112,17 @@ test("spares beyond the few that stay are given back at rest, and where others n
   rig.limit.tell(64 * SEGMENT_BYTES, 0);
   assert.equal(rig.finish(rig.store.trimSpares(false)), false);
   assert.equal(rig.store.spareCount, 8);
+});
+
+test("spares of a store that has made no segment itself are given back at rest, too", () => {
+  const rig = new Rig();
+  for (let number = 1; number <= 12; number++) rig.make(number);
+  const again = new DirectoryStore(rig.env, "/set");
+  for (let number = 1; number <= 12; number++)
+    assert.equal(rig.finish(again.retire(number, undefined, SEGMENT_BYTES)), undefined);
+  assert.equal(again.spareCount, 12);
+  assert.equal(rig.finish(again.trimSpares(true)), false);
+  assert.equal(again.spareCount, 8);
 });
 
 test("a segment that cannot be opened can be made again, and is nobody else's", () => {

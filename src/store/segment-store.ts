@@ -31,8 +31,8 @@ export interface SegmentStore {
   reserve(segment: NewSegment, length: Bytes): Task<DiskFault | undefined>;
   /** Numbers of all segments, ascending. */
   list(): Task<number[] | DiskFault>;
-  /** The segment's content is dead: its space may be used again. */
-  retire(number: number, file: File | undefined): Task<DiskFault | undefined>;
+  /** The content of a segment of `length` bytes is dead: its space may be used again. */
+  retire(number: number, file: File | undefined, length: Bytes): Task<DiskFault | undefined>;
   /**
    * Takes a segment away for good: one that could not be given its space, or that a former run left behind. Its file may
    * have another name, as another segment, and so must not be used again.
@@ -73,8 +73,8 @@ export interface SegmentStore {
 
 /**
  * Retired files kept for use as new segments while hosts write, and some time longer: as much as a burst writes. Their pages
- * are in memory, and to write over those takes half or less of the time that new ones take, and on virtual machines that get
- * their memory page by page, a fifth. What is beyond goes back to the file system, and in the end all but `SPARES_AT_REST`.
+ * are in memory, and a virtual machine that is given its memory page by page waits for new ones. What is beyond goes back to
+ * the file system, and in the end all but `SPARES_AT_REST`.
  */
 const SPARES_MAX = 64;
 const SPARES_AT_REST = 8;
@@ -151,7 +151,7 @@ export class DirectoryStore implements SegmentStore {
   readonly #disk: Disk;
   readonly #clock: Clock;
   readonly #limit: RoomLimit;
-  /** What a segment takes; known when one was given its space. */
+  /** What a segment takes; known when one was given its space, or retired. */
   #segmentBytes: Bytes = 0;
   readonly #reserved = new Map<ReserveUse, Bytes>();
   /** What all files took when they were last looked at, and what was taken and given back since. */
@@ -190,47 +190,47 @@ export class DirectoryStore implements SegmentStore {
 
   *create(number: number): Task<NewSegment | DiskFault> {
     yield* this.#scan();
-    const path = this.describe(number);
     const now = this.#clock.now();
     const inHaste = now - this.#createdAt < HASTE_MS;
     this.#createdAt = now;
-    if (this.#ahead[0] === number) {
-      const file = yield* perform(this.#disk.open(path, "write"));
-      if (isDiskFault(file)) return file;
-      this.#ahead.shift();
-      return { file, rewritten: true };
+    if (this.#ahead[0] !== number) {
+      const fault = yield* this.#makeAhead(number, inHaste ? 1 + AHEAD_SEGMENTS : 1);
+      if (fault !== undefined) return fault;
     }
-    const linked = yield* this.#reuse(number);
-    if (linked !== undefined && linked !== "missing") return linked;
-    const rewritten = linked === undefined;
-    const file = yield* perform(this.#disk.open(path, rewritten ? "write" : "create"));
-    if (isDiskFault(file)) {
-      // Nobody has made it, when it is tried again.
-      if (rewritten) yield* perform(this.#disk.unlink(path));
-      return file;
+    const rewritten = this.#ahead[0] === number;
+    const file = yield* perform(this.#disk.open(this.describe(number), rewritten ? "write" : "create"));
+    if (isDiskFault(file)) return file;
+    if (rewritten) this.#ahead.shift();
+    else {
+      const fault = yield* perform(this.#disk.syncDirectory(this.directory));
+      if (fault !== undefined) return fault;
     }
-    const ahead: number[] = [];
-    if (rewritten && inHaste)
-      while (ahead.length < AHEAD_SEGMENTS && (yield* this.#reuse(number + ahead.length + 1)) === undefined)
-        ahead.push(number + ahead.length + 1);
-    // The name that a file had before must be gone for good, too, before anything is written to it: a segment that is dead
-    // under that name would be used again after a power cut that gave it back.
-    const fault = yield* perform(this.#disk.syncDirectory(this.directory));
-    if (fault !== undefined) return fault;
-    this.#ahead.push(...ahead);
     return { file, rewritten };
   }
 
-  /** Makes a spare segment `number`; "missing" when there is none to be had. */
-  *#reuse(number: number): Task<DiskFault | undefined> {
-    // The one that was retired last: of its pages, most are in memory.
-    const spare = this.#spares.pop();
-    if (spare === undefined) return "missing";
-    // A link is created only if absent; a rename would replace what another writer made.
-    const fault = yield* perform(this.#disk.link(spare, this.describe(number)));
-    if (fault === undefined) yield* perform(this.#disk.unlink(spare));
-    else this.#spares.push(spare);
-    return fault === undefined || fault === "exists" ? fault : "missing";
+  /** Makes spares, as far as there are some, segments `number` and those after it, at most `count`. */
+  *#makeAhead(number: number, count: number): Task<DiskFault | undefined> {
+    const made: number[] = [];
+    while (made.length < count) {
+      // The one that was retired last: of its pages, most are in memory.
+      const spare = this.#spares.pop();
+      if (spare === undefined) break;
+      // A link is created only if absent; a rename would replace what another writer made.
+      const fault = yield* perform(this.#disk.link(spare, this.describe(number + made.length)));
+      if (fault !== undefined) {
+        this.#spares.push(spare);
+        if (fault === "exists" && made.length === 0) return fault;
+        break;
+      }
+      yield* perform(this.#disk.unlink(spare));
+      made.push(number + made.length);
+    }
+    if (made.length === 0) return undefined;
+    // The name that a file had before must be gone for good, too, before anything is written to it: a segment that is dead
+    // under that name would be used again after a power cut that gave it back.
+    const fault = yield* perform(this.#disk.syncDirectory(this.directory));
+    if (fault === undefined) this.#ahead.unshift(...made);
+    return fault;
   }
 
   *open(number: number): Task<File | DiskFault> {
@@ -278,14 +278,14 @@ export class DirectoryStore implements SegmentStore {
     return yield* perform(this.#disk.unlink(this.describe(number)));
   }
 
-  *retire(number: number, file: File | undefined): Task<DiskFault | undefined> {
+  *retire(number: number, file: File | undefined, length: Bytes): Task<DiskFault | undefined> {
+    this.#segmentBytes = length;
     yield* this.#scan();
     if (file !== undefined) yield* perform(this.#disk.close(file));
     const path = this.describe(number);
-    const bytes = this.#segmentBytes;
     // What is kept for this set counts against what all may take: other sets, or checkpoints, may need it more.
-    if (!(yield* this.#mayKeepSpare(bytes))) {
-      this.#give(bytes);
+    if (!(yield* this.#mayKeepSpare(length))) {
+      this.#give(length);
       return yield* perform(this.#disk.unlink(path));
     }
     const spare = `${this.directory}/spare-${hex(this.#nextSpare++)}`;

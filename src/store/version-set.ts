@@ -15,7 +15,7 @@ import { type Alarm, type DiskFault, type Env, type File, isDiskFault } from "#e
 import { BufferPool } from "./buffer-pool.ts";
 import { type CheckpointRecord, readCheckpoint, writeCheckpoint } from "./checkpoint.ts";
 import { Checksums } from "./checksums.ts";
-import { Cleaner } from "./cleaner.ts";
+import { BURST_BYTES_MIN, Cleaner } from "./cleaner.ts";
 import { CHECKPOINT_MAGIC, EntryKind, STORE_FORMAT } from "./format.ts";
 import { Log, LogEntry, type LogStop, type LogUser, RESERVE_TO_CLEAN_FROM_SEGMENTS } from "./log.ts";
 import { LeafArena, type Location, type VersionMap } from "./map.ts";
@@ -80,7 +80,6 @@ const RECLAIM_SEGMENTS_MAX = 16;
 const RECLAIM_ROUNDS_MAX = 16;
 /** What the file system itself may need to give a segment its space. */
 const CLEANING_MARGIN_BYTES = 256 * 1024;
-const CHECKPOINT_BYTES_MIN = 256 * MIB;
 /** More than these are not left for a replay to do, however few bytes they are. */
 const CHECKPOINT_ENTRIES = 65_536;
 /** Checkpoints kept; segments are retired only when none of them needs them. */
@@ -731,7 +730,7 @@ export class VersionSet implements LogUser {
   get #checkpointIsDue(): boolean {
     const { counters } = this.log;
     const blocks = counters.dataBlocks + counters.headBlocks - this.#checkpointAtBlocks + this.#blocksSinceCheckpoint;
-    const bytes = this.options.checkpointBytes ?? Math.max(CHECKPOINT_BYTES_MIN, this.cleaner.burstBytes);
+    const bytes = this.options.checkpointBytes ?? Math.max(BURST_BYTES_MIN, this.cleaner.burstBytes);
     const entries = this.#entriesSinceCheckpoint;
     // Writing maps of N extents pays for itself if replay would have to do a good part of N.
     const pays = entries * 16 > this.#checkpointBytes / 2;
@@ -835,7 +834,7 @@ export class VersionSet implements LogUser {
       const began = this.env.clock.now();
       const status = yield* perform<Status>((resume) => log.sync(resume));
       if (status !== "ok" && log.syncer.synced < group) fault = "io";
-      this.cleaner.noteSync((blocks - this.#checkpointAtBlocks) * BLOCK_BYTES, this.env.clock.now() - began);
+      else this.cleaner.noteSync((blocks - this.#checkpointAtBlocks) * BLOCK_BYTES, this.env.clock.now() - began);
     }
     if (fault !== undefined) {
       if (written.file !== undefined) yield* perform(this.store.close(written.file));
@@ -859,7 +858,7 @@ export class VersionSet implements LogUser {
     for (const segment of [...this.log.segments.values()]) {
       if (segment.deadSince < 0 || segment.deadSince > oldest || segment.pins > 0 || this.log.isBusy(segment)) continue;
       this.log.segments.remove(segment);
-      yield* this.store.retire(segment.number, segment.file);
+      yield* this.store.retire(segment.number, segment.file, this.segmentBlocks * BLOCK_BYTES);
     }
   }
 
