@@ -30,10 +30,13 @@ const RECEIVE_BYTES = 256 * KIB;
 const SLOTS = 64;
 const SLOT_BYTES = 4608;
 const DATA_BYTES_MAX = 32 * MIB;
-/** NBD proto.md: lengths of a request, of a simple reply's header, of an option's. */
+/** NBD proto.md: lengths of a request, of a reply's header (simple, or of a chunk with data), of an option's. */
 const REQUEST_BYTES = 28;
-const REPLY_BYTES = 16;
+const SIMPLE_BYTES = 16;
+const CHUNK_BYTES = 28;
 const OPTION_BYTES = 16;
+const OPTION = { EXPORT_NAME: 1, INFO: 6, GO: 7, STRUCTURED_REPLY: 8 } as const;
+const REPLY = { ACK: 1, INFO: 3, UNSUPPORTED: 0x80000001 } as const;
 /** Has flags, flush, FUA; may be used by several connections. */
 const EXPORT_FLAGS = 0b1_0000_1101;
 
@@ -46,6 +49,9 @@ class NullConnection implements Ear {
   readonly #replies: number;
   readonly #flush = new Soon(() => this.#sendReplies());
   #stage: "flags" | "options" | "requests" = "flags";
+  /** Reads are answered with chunks, as the peers do it for whoever asks: libnbd takes twice as many calls for one. */
+  #structured = false;
+  #requests = 0;
   #filled = 0;
   /** Bytes of a write's payload still to be thrown away. */
   #skip = 0;
@@ -106,18 +112,14 @@ class NullConnection implements Ear {
 
   #readFile(from: File, position: number, length: number, at: number): void {
     const read = this.#spares.pop() ?? new FileRead((done) => this.#onRead(done));
-    const { view } = this.#env.memory;
-    read.at = this.#env.memory.allocate(REPLY_BYTES + length);
+    read.at = this.#env.memory.allocate(CHUNK_BYTES + length);
     if (read.at === 0) throw new Error("no memory for a read");
-    view.setUint32(read.at, 0x67446698);
-    view.setUint32(read.at + 4, 0);
-    view.setUint32(read.at + 8, view.getUint32(at + 8));
-    view.setUint32(read.at + 12, view.getUint32(at + 12));
+    read.header = this.#writeHeader(read.at, at, length);
     const { op } = read;
     op.kind = "read";
     op.file = from;
     op.position = position;
-    op.at = read.at + REPLY_BYTES;
+    op.at = read.at + read.header;
     op.length = length;
     this.#reading++;
     this.#env.disk.submit(op);
@@ -127,15 +129,35 @@ class NullConnection implements Ear {
     this.#reading--;
     if (this.#closed) return this.#env.memory.free(read.at);
     if (read.op.fault !== undefined) throw new Error(`the file cannot be read: ${read.op.fault}`);
-    this.#building.add(read.at, REPLY_BYTES + read.op.length);
+    this.#building.add(read.at, read.header + read.op.length);
     this.#builtBuffers.push(read.at);
     this.#spares.push(read);
     this.#env.turn.soon(this.#flush);
   }
 
+  /** The header of the answer to the request at `request`; `data` follow it if it is a read. Returns its length. */
+  #writeHeader(at: number, request: number, data: number): number {
+    const { view } = this.#env.memory;
+    const isChunk = this.#structured && view.getUint16(request + 6) === 0;
+    view.setUint32(at, isChunk ? 0x668e33ef : 0x67446698);
+    // A chunk: the last one (DONE), OFFSET_DATA.
+    view.setUint32(at + 4, isChunk ? 0x0001_0001 : 0);
+    view.setUint32(at + 8, view.getUint32(request + 8));
+    view.setUint32(at + 12, view.getUint32(request + 12));
+    if (!isChunk) return SIMPLE_BYTES;
+    view.setUint32(at + 16, 8 + data);
+    view.setUint32(at + 20, view.getUint32(request + 16));
+    view.setUint32(at + 24, view.getUint32(request + 20));
+    return CHUNK_BYTES;
+  }
+
   #receive(): void {
     if (this.#receiving || this.#filled === RECEIVE_BYTES) return;
     this.#receiving = true;
+    if (this.#filled === 0) {
+      this.#line.gather?.(this.#requests);
+      this.#requests = 0;
+    }
     this.#line.receive(this.#in + this.#filled, RECEIVE_BYTES - this.#filled);
   }
 
@@ -164,19 +186,17 @@ class NullConnection implements Ear {
       this.#line.close();
       return at;
     }
+    this.#requests++;
     if (file !== undefined && type === 0) {
       this.#readFile(file, readU64(view, at + 16), length, at);
       return at + REQUEST_BYTES;
     }
     const reply = this.#slot();
-    view.setUint32(reply, 0x67446698);
-    view.setUint32(reply + 4, 0);
-    view.setUint32(reply + 8, view.getUint32(at + 8));
-    view.setUint32(reply + 12, view.getUint32(at + 12));
-    if (type === 0 && length <= SLOT_BYTES - REPLY_BYTES) {
-      this.#building.add(reply, REPLY_BYTES + length);
+    const header = this.#writeHeader(reply, at, length);
+    if (type === 0 && length <= SLOT_BYTES - CHUNK_BYTES) {
+      this.#building.add(reply, header + length);
     } else {
-      this.#building.add(reply, REPLY_BYTES);
+      this.#building.add(reply, header);
       if (type === 0) this.#building.add(zeroes, length);
       if (type === 1) this.#skip = length;
     }
@@ -195,10 +215,13 @@ class NullConnection implements Ear {
     const option = view.getUint32(at + 8);
     const length = view.getUint32(at + 12);
     if (end - at < OPTION_BYTES + length) return at;
-    if (option === 1) this.#replyExportName();
-    else if (option === 6 || option === 7) this.#replyInfo(option);
-    else this.#replyOption(this.#slot(), option, 0x80000001, 0);
-    if (option === 1 || option === 7) this.#stage = "requests";
+    if (option === OPTION.EXPORT_NAME) this.#replyExportName();
+    else if (option === OPTION.INFO || option === OPTION.GO) this.#replyInfo(option);
+    else if (option === OPTION.STRUCTURED_REPLY) {
+      this.#structured = true;
+      this.#replyOption(this.#slot(), option, REPLY.ACK, 0);
+    } else this.#replyOption(this.#slot(), option, REPLY.UNSUPPORTED, 0);
+    if (option === OPTION.EXPORT_NAME || option === OPTION.GO) this.#stage = "requests";
     this.#env.turn.soon(this.#flush);
     return at + OPTION_BYTES + length;
   }
@@ -216,8 +239,8 @@ class NullConnection implements Ear {
     view.setUint16(at + 20, 0);
     view.setBigUint64(at + 22, BigInt(this.#size));
     view.setUint16(at + 30, EXPORT_FLAGS);
-    this.#replyOption(at, option, 3, 12);
-    this.#replyOption(this.#slot(), option, 1, 0);
+    this.#replyOption(at, option, REPLY.INFO, 12);
+    this.#replyOption(this.#slot(), option, REPLY.ACK, 0);
   }
 
   #replyOption(at: number, option: number, type: number, length: number): void {
@@ -251,6 +274,8 @@ class NullConnection implements Ear {
 
 class FileRead {
   at = 0;
+  /** Bytes in front of its data. */
+  header = 0;
   readonly op: DiskOp;
   constructor(done: (read: FileRead) => void) {
     this.op = new DiskOp(() => done(this));

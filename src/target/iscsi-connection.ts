@@ -195,6 +195,9 @@ export class IscsiConnection implements Ear, Resting {
     this.#receive();
   }
   #isDirect = false;
+  /** SCSI commands that have come, and those of which the line knows. */
+  #commands = 0;
+  #gathered = 0;
 
   onSent(): void {
     if (this.outbox.sent()) this.close(this.isFullFeature ? "logout" : "refused");
@@ -233,6 +236,10 @@ export class IscsiConnection implements Ear, Resting {
       this.#memory.bytes.copyWithin(this.#rx, this.#rx + this.#start, this.#rx + this.#end);
       this.#end -= this.#start;
       this.#start = 0;
+    }
+    if (this.#stage === "header" && this.#end === 0) {
+      this.line.gather?.(this.#commands - this.#gathered);
+      this.#gathered = this.#commands;
     }
     this.line.receive(this.#rx + this.#end, RECEIVE_BYTES - this.#end);
   }
@@ -293,6 +300,7 @@ export class IscsiConnection implements Ear, Resting {
     this.#memory.bytes.copyWithin(this.head, at, at + BHS_BYTES + ahs);
     this.#start += whole;
     this.#opcode = opcodeOf(view, this.head);
+    if (this.#opcode === Opcode.SCSI_COMMAND) this.#commands++;
     this.#done = 0;
     this.#sink = "skip";
     this.#to = 0;

@@ -59,6 +59,8 @@ export class Intake {
   #start = 0;
   #end = 0;
   #receiving = false;
+  /** Short requests that have come since the line was last told: long ones need no company. */
+  #gathered = 0;
   /** A receive goes straight into the slot that is being filled: so many bytes of it at most, others are behind them. */
   #directBytes = 0;
   /** The last request had a long payload, and so will have the next: only its header is received before its place is known. */
@@ -181,6 +183,10 @@ export class Intake {
     this.#makeRoom();
     const isHeader = this.#bulk && this.#stage === "header";
     const room = isHeader ? this.#headerBytes : this.#bufferSize;
+    if (this.#stage === "header" && !isHeader && this.#end === 0) {
+      this.#line.gather?.(this.#gathered);
+      this.#gathered = 0;
+    }
     this.#line.receive(this.#bufferAt + this.#end, room - this.#end);
   }
 
@@ -220,6 +226,7 @@ export class Intake {
     }
     this.#start += this.#headerBytes;
     this.requests++;
+    if (request.length < DIRECT_BYTES_MIN) this.#gathered++;
     this.#left = payloadBytes(request, this.#agreement);
     this.#bulk = this.#left >= DIRECT_BYTES_MIN;
     if (this.#left < 0) {

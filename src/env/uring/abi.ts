@@ -41,6 +41,7 @@ export const OP = {
   FSYNC: 3,
   POLL_ADD: 6,
   SENDMSG: 9,
+  TIMEOUT: 11,
   ACCEPT: 13,
   ASYNC_CANCEL: 14,
   CONNECT: 16,

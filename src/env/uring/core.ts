@@ -2,6 +2,7 @@
 import type { Memory, Pieces } from "#base/memory";
 import { MIB } from "#base/units";
 import { Promptness, READ_SLOW_MS, WRITE_SLOW_MS } from "../promptness.ts";
+import { Gate } from "./gate.ts";
 import { loadNative, type Native } from "./native.ts";
 import type { Remains } from "./remains.ts";
 import { Ring } from "./ring.ts";
@@ -21,6 +22,7 @@ export class UringCore {
   readonly native: Native;
   readonly ring: Ring;
   readonly turn: UringTurn;
+  readonly gate: Gate;
   readonly memory: Memory;
   readonly remains: Remains;
   /** The address of position 0 of the memory, which is fixed and never moves; pinned by `memory`. */
@@ -37,7 +39,8 @@ export class UringCore {
     this.base = native.address(memory.bytes);
     native.preferHugePages(this.base + SMALL_PAGES_BYTES, Math.max(0, memory.size - SMALL_PAGES_BYTES));
     this.ring = new Ring({ entries: SUBMISSIONS, completions: COMPLETIONS, defer: true }, remains);
-    this.turn = new UringTurn(this.ring, remains, native.preemptions);
+    this.gate = new Gate(this.ring);
+    this.turn = new UringTurn(this.ring, this.gate, remains, native.preemptions);
   }
 
   /** Writes iovecs from `first` on for what follows the first `skip` bytes of `pieces`; returns how many. */

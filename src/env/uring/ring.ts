@@ -61,6 +61,7 @@ const HIGH = 2 ** 32;
 const ARENA = {
   arg: 0,
   timespec: 32,
+  timeout: 48,
   messages: 64,
   iovecs: 64 + MESSAGES * MSGHDR.byteLength,
   byteLength: 64 + MESSAGES * MSGHDR.byteLength + IOVECS * IOVEC_BYTES,
@@ -207,6 +208,12 @@ export class Ring {
     sqes[at + 15] = 0;
     this.#tail = (this.#tail + 1) | 0;
     this.inFlight++;
+  }
+
+  /** Completes `request` after so many microseconds, less than a second. One at a time can be prepared. */
+  prepareTimeout(request: Request, micros: number): void {
+    this.#arenaWords[(ARENA.timeout + TIMESPEC.tv_nsec) / 4] = micros * 1000;
+    this.prepare(request, OP.TIMEOUT, -1, this.#arenaAt + ARENA.timeout, 1, 0, 0);
   }
 
   /** Asks for the end of whatever is in flight for `request`; it then completes with ECANCELED, or as it would have. */

@@ -56,6 +56,32 @@ test("a line with something in flight is not handed over", async () => {
   await ground.close();
 });
 
+test("a receive that is held back comes a little later, belongs to the line meanwhile, and ends with it", async () => {
+  const ground = make();
+  const talk = function* (): Task<void> {
+    const { near, far, listener } = yield* connected(ground);
+    // Of so many receives that bring one request each, the last one is held back, to see.
+    const hold = (): void => {
+      for (let n = 0; n < 64; n++) far.line.gather?.(1);
+    };
+    hold();
+    yield* near.say("one");
+    yield* near.say("two");
+    assert.equal(yield* far.hearAll(6), "onetwo");
+    hold();
+    far.receive()(() => {});
+    assert.throws(() => ground.env.net.handover!.detach(far.line), /in use/);
+    yield* far.close();
+    yield* near.close();
+    listener.close();
+    // The time of the hold passes after its line is gone.
+    yield* perform(pause(ground.env, 2));
+  };
+  await promiseOf(talk());
+  assert.equal(ground.env.memory.used, 0);
+  await ground.close();
+});
+
 test("a lane that sleeps makes no system calls, and whatever comes wakes it", async () => {
   const ground = make();
   const env = ground.env as UringEnv;

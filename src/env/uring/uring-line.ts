@@ -5,6 +5,7 @@ import type { Ear, Line, LineEnd, Peer } from "../env.ts";
 import { isReset } from "../faults.ts";
 import { ERRNO, IPPROTO, MSG_NOSIGNAL, MSG_WAITALL, OP, SO, SOL_SOCKET, TCP_KEEP } from "./abi.ts";
 import type { UringCore } from "./core.ts";
+import { Flow } from "./gathering.ts";
 import { errorName } from "./native.ts";
 import type { Request } from "./ring.ts";
 
@@ -19,6 +20,10 @@ export class UringLine implements Line {
   readonly #send: Request;
   #fd: number;
   #receiving = false;
+  /** What the line's receives have brought; its next one is to be held back; one is held back. */
+  readonly #flow = new Flow();
+  #holds = false;
+  #held = false;
   #sending = false;
   #at = 0;
   #length = 0;
@@ -46,6 +51,23 @@ export class UringLine implements Line {
     this.#length = length;
     this.#restAt = restAt;
     this.#restLength = restLength;
+    if (this.#holds && !this.#closing) {
+      this.#holds = false;
+      this.#held = true;
+      this.#core.gate.hold(this);
+      this.#core.turn.kick();
+    } else {
+      this.#submitReceive();
+    }
+  }
+
+  gather(requests: number): void {
+    this.#holds = this.#core.gate.choose(this.#flow, requests);
+  }
+
+  /** Of `Gate`: the receive that was held back begins. */
+  goOn(): void {
+    this.#held = false;
     this.#submitReceive();
   }
 
@@ -76,7 +98,8 @@ export class UringLine implements Line {
 
   /** Lets go of the socket, for somebody else to continue it; nothing may be in flight. The line is told no more. */
   detach(): number {
-    if (this.#receiving || this.#sending || this.#closing) throw new Error("a line in use cannot be handed over");
+    if (this.#receiving || this.#held || this.#sending || this.#closing)
+      throw new Error("a line in use cannot be handed over");
     this.#release();
     this.#core.remains.remove(this.#fd);
     return this.#fd;

@@ -13,6 +13,7 @@ import type { Millis } from "#base/units";
 import type { Soon, Turn } from "../env.ts";
 import { OP, POLLIN } from "./abi.ts";
 import { Bell } from "./bell.ts";
+import type { Gate } from "./gate.ts";
 import { LOOK_MS, Lookout } from "./lookout.ts";
 import type { Remains } from "./remains.ts";
 import type { Request, Ring } from "./ring.ts";
@@ -31,6 +32,7 @@ const WAIT_BLIND_MICROS = 200;
 
 export class UringTurn implements Turn {
   readonly #ring: Ring;
+  readonly #gate: Gate;
   readonly #bell: Bell;
   #queue: Soon[] = [];
   #running: Soon[] = [];
@@ -52,8 +54,9 @@ export class UringTurn implements Turn {
   };
 
   /** @param preemptions how often the processor has been taken from this thread so far. */
-  constructor(ring: Ring, remains: Remains, preemptions: () => number) {
+  constructor(ring: Ring, gate: Gate, remains: Remains, preemptions: () => number) {
     this.#ring = ring;
+    this.#gate = gate;
     this.#lookout = new Lookout(preemptions);
     this.#bell = new Bell(ring, remains, () => {
       if (!this.#scheduled) this.#turn();
@@ -127,10 +130,14 @@ export class UringTurn implements Turn {
       this.#watching = true;
       ring.prepare(this.#watch, OP.POLL_ADD, loopFd, 0, 0, 0, POLLIN);
     }
-    const began = performance.now();
-    const look = this.syncs === 0 && this.#lookout.choose(began);
-    if (!look || !this.#look(began)) ring.enter(1, loopFd >= 0 ? WAIT_MICROS : WAIT_BLIND_MICROS);
-    this.#lookout.noteWait(performance.now() - began);
+    const micros = loopFd >= 0 ? WAIT_MICROS : WAIT_BLIND_MICROS;
+    if (this.syncs > 0 || this.#gate.isShut) {
+      ring.enter(1, micros);
+    } else {
+      const began = performance.now();
+      if (!this.#lookout.choose(began) || !this.#look(began)) ring.enter(1, micros);
+      this.#lookout.noteWait(performance.now() - began);
+    }
     return ring.ready > 0;
   }
 
