@@ -36,6 +36,20 @@ test("a write in flight may be seen or not, but not unseen again", () => {
   assert.ok(read(2));
 });
 
+test("a write in flight that was seen may be gone with the power, until the host repeats it", () => {
+  const { history, write, read } = made();
+  write(1);
+  const marks = history.write(0, 1, 2);
+  assert.ok(read(2));
+  history.unansweredLost();
+  assert.ok(read(1));
+  assert.ok(!read(0));
+  history.written(0, marks, false);
+  history.unansweredLost();
+  assert.ok(!read(1));
+  assert.ok(read(2));
+});
+
 test("of two writes at once either may win; the first read decides, once both are answered", () => {
   const { history, read } = made();
   const one = history.write(0, 1, 1);

@@ -348,6 +348,19 @@ export class History {
     this.#undurable = [];
   }
 
+  /**
+   * The power was cut under hosts that repeat whatever was answered, so that nothing of that is lost. A read may have seen
+   * what was not, and is not there until it is repeated: what it had superseded may be seen again.
+   */
+  unansweredLost(): void {
+    for (const block of this.#blocks.values())
+      for (const mark of block)
+        if (mark.deadBy?.answered === NEVER) {
+          mark.dead = NEVER;
+          mark.deadBy = undefined;
+        }
+  }
+
   #at(index: number): Mark[] {
     let block = this.#blocks.get(index);
     if (block === undefined) {

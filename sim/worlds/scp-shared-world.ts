@@ -296,9 +296,13 @@ export class ScpSharedWorld {
     const { process } = this.#server;
     if (process === undefined || process.dead) return;
     this.#world.fault(action.do === "kill" ? "kill" : "power cut", this.#server.node);
-    if (action.cut === undefined) process.crash();
-    else this.#server.node.losePower(action.cut);
-    // What was acknowledged is there, or comes back: no history knows of this.
+    if (action.cut === undefined) {
+      process.crash();
+    } else {
+      this.#server.node.losePower(action.cut);
+      for (const { history } of this.#devices) history.unansweredLost();
+    }
+    // What was acknowledged is there, or comes back: no history knows of that.
     this.#server.died();
     this.#isChanging = false;
     this.#world.plan(action.downMs, () => this.#serve());

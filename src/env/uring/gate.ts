@@ -1,18 +1,23 @@
-/** Holds receives back until the time that `Gathering` has given them is over, and lets them go together. */
+/**
+ * When receives begin: behind whatever the round sends, since an answer on its way is worth more than an early look at a
+ * socket; or, where `Gathering` says so, together after some time.
+ */
 import { performance } from "node:perf_hooks";
 import { type Flow, Gathering } from "./gathering.ts";
 import type { Request, Ring } from "./ring.ts";
 
-/** Receives when the gate opens; it may have been closed meanwhile. */
-export interface Held {
+/** A line that has been asked to receive; it may have been closed by the time that it may. */
+export interface Receiver {
   goOn(): void;
 }
 
 export class Gate {
   readonly #ring: Ring;
   readonly #gathering = new Gathering(() => performance.now());
-  #waiting: Held[] = [];
-  #leaving: Held[] = [];
+  #next: Receiver[] = [];
+  #held: Receiver[] = [];
+  /** An empty list, to take the place of one whose receivers go on. */
+  #spare: Receiver[] = [];
   readonly #timer: Request = { index: 0, complete: () => this.#open() };
 
   constructor(ring: Ring) {
@@ -22,7 +27,7 @@ export class Gate {
 
   /** Whether some are held back: then the lane knows what it is waiting for. */
   get isShut(): boolean {
-    return this.#waiting.length > 0;
+    return this.#held.length > 0;
   }
 
   /** @param requests how many the last receive of this line has brought. Whether the next one should be held back. */
@@ -30,16 +35,27 @@ export class Gate {
     return this.#gathering.choose(flow, requests);
   }
 
-  hold(one: Held): void {
-    if (this.#waiting.length === 0) this.#ring.prepareTimeout(this.#timer, this.#gathering.begin());
-    this.#waiting.push(one);
+  hold(one: Receiver): void {
+    if (this.#held.length === 0) this.#ring.prepareTimeout(this.#timer, this.#gathering.begin());
+    this.#held.push(one);
+  }
+  next(one: Receiver): void {
+    this.#next.push(one);
+  }
+
+  /** The round has prepared what it sends. */
+  goOn(): void {
+    const next = this.#next;
+    if (next.length === 0) return;
+    this.#next = this.#spare;
+    this.#spare = next;
+    for (let at = 0; at < next.length; at++) next[at]!.goOn();
+    next.length = 0;
   }
 
   #open(): void {
-    const leaving = this.#waiting;
-    this.#waiting = this.#leaving;
-    this.#leaving = leaving;
-    for (let at = 0; at < leaving.length; at++) leaving[at]!.goOn();
-    leaving.length = 0;
+    const held = this.#held;
+    for (let at = 0; at < held.length; at++) this.#next.push(held[at]!);
+    held.length = 0;
   }
 }

@@ -20,10 +20,11 @@ export class UringLine implements Line {
   readonly #send: Request;
   #fd: number;
   #receiving = false;
-  /** What the line's receives have brought; its next one is to be held back; one is held back. */
+  /** A receive has been asked for, and has not begun. */
+  #asked = false;
+  /** What receives have brought, and whether the next one is to be held back. */
   readonly #flow = new Flow();
   #holds = false;
-  #held = false;
   #sending = false;
   #at = 0;
   #length = 0;
@@ -51,23 +52,20 @@ export class UringLine implements Line {
     this.#length = length;
     this.#restAt = restAt;
     this.#restLength = restLength;
-    if (this.#holds && !this.#closing) {
-      this.#holds = false;
-      this.#held = true;
-      this.#core.gate.hold(this);
-      this.#core.turn.kick();
-    } else {
-      this.#submitReceive();
-    }
+    this.#asked = true;
+    if (this.#holds) this.#core.gate.hold(this);
+    else this.#core.gate.next(this);
+    this.#holds = false;
+    this.#core.turn.kick();
   }
 
   gather(requests: number): void {
     this.#holds = this.#core.gate.choose(this.#flow, requests);
   }
 
-  /** Of `Gate`: the receive that was held back begins. */
+  /** Of `Gate`: the receive begins. */
   goOn(): void {
-    this.#held = false;
+    this.#asked = false;
     this.#submitReceive();
   }
 
@@ -98,7 +96,7 @@ export class UringLine implements Line {
 
   /** Lets go of the socket, for somebody else to continue it; nothing may be in flight. The line is told no more. */
   detach(): number {
-    if (this.#receiving || this.#held || this.#sending || this.#closing)
+    if (this.#receiving || this.#asked || this.#sending || this.#closing)
       throw new Error("a line in use cannot be handed over");
     this.#release();
     this.#core.remains.remove(this.#fd);

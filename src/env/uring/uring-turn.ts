@@ -108,9 +108,12 @@ export class UringTurn implements Turn {
     const until = performance.now() + ROUNDS_MS;
     for (let round = 0; round === 0 || performance.now() < until; round++) {
       told += ring.reap(ROUND_COMPLETIONS);
+      // What has been read is told in the first, and leaves in the second: with this call, not with the next.
+      this.#runSoons();
       this.#runSoons();
       // Whoever was told may have closed the Env.
       if (this.#closed) return true;
+      this.#gate.goOn();
       if (!ring.pending && ring.ready === 0 && this.#queue.length === 0) {
         this.#lookout.noteCompletions(told);
         return told > 0 || round > 0;
