@@ -90,6 +90,9 @@ for (const name of names)
 const folder = resolve(values.folder);
 const tables: Table[] = [];
 const startedMs = Date.now();
+mkdirSync(folder, { recursive: true });
+// Before anything is kept, and whoever changes something meanwhile: the commit that the programs were built from.
+const machine = await describeMachine(folder);
 try {
   for (const name of names) {
     rmSync(folder, { recursive: true, force: true });
@@ -108,7 +111,6 @@ try {
     });
     tables.push(...found);
   }
-  const machine = await describeMachine(folder);
   console.log(`\n${tables.map(formatTable).join("\n")}`);
   const name = values.keep ?? (values.quick ? undefined : `${machine.date.replace(/[ :]/g, "-")}-${machine.commit}`);
   if (name !== undefined) console.log(`kept in ${keep("bench/results", name, machine, tables)}`);

@@ -22,7 +22,7 @@ const KERNEL: readonly (readonly [string, RegExp])[] = [
 ];
 /** By the function itself. */
 const USER: readonly (readonly [string, RegExp])[] = [
-  ["checksum", /wasm-function|xxh3|checksums/],
+  ["checksum", /wasm-function|xxh3|xxhash|addon\.napi|checksums/],
   ["garbage collection", /Scaveng|MarkCompact|Sweep|Heap::|GCTracer|Marking/],
   ["receive", /(receive|Received)\b.*env\//i],
   ["send", /env\/(uring|node)\/.*(line|net)|fillIovecs|makeMessage/],
