@@ -4,8 +4,11 @@ import { readFileSync } from "node:fs";
 import { describe, test } from "node:test";
 import { perform, type Task } from "#base/task";
 import { MIB } from "#base/units";
-import { isNetError } from "#env/env";
+import { isNetError, type Peer } from "#env/env";
 import { type Abilities, connected, type Ground, good, Porter, pause, Talk } from "./env-ground.ts";
+
+/** A state of /proc/net/tcp. */
+const ESTABLISHED = "01";
 
 export function netContract(name: string, abilities: Abilities, make: () => Ground | Promise<Ground>): void {
   const claim = (title: string, body: (ground: Ground) => Task<void>): void => {
@@ -49,7 +52,7 @@ export function netContract(name: string, abilities: Abilities, make: () => Grou
       assert.equal(yield* far.hearAll(5), "hello");
       yield* perform(pause(ground.env, 10));
       // The kernel tells which timer of a connection runs (2: keep-alive), and when it ends (hundredths of a second).
-      const timer = name === "sim" ? undefined : tcpTimer(near.line.peer.localPort);
+      const timer = name === "sim" ? undefined : tcpTimer(near.line.peer);
       if (timer !== undefined)
         assert.ok(timer.kind === 2 && timer.ms > 1_000 && timer.ms <= 7_100, JSON.stringify(timer));
       yield* near.close();
@@ -293,15 +296,16 @@ export function netContract(name: string, abilities: Abilities, make: () => Grou
   });
 }
 
-/** The timer that runs for this machine's connection with local port `port`: of IPv4 or IPv6. */
-function tcpTimer(port: number): { kind: number; ms: number } {
-  const wanted = `:${port.toString(16).toUpperCase().padStart(4, "0")}`;
+/** The timer that runs for this machine's connection with `peer`: of IPv4 or IPv6. Others had its port before, and linger. */
+function tcpTimer(peer: Peer): { kind: number; ms: number } {
+  const ending = (port: number): string => `:${port.toString(16).toUpperCase().padStart(4, "0")}`;
   for (const file of ["/proc/net/tcp", "/proc/net/tcp6"])
     for (const line of readFileSync(file, "utf8").split("\n")) {
-      const [, local, , , , timer] = line.trim().split(/\s+/);
-      if (local?.endsWith(wanted) !== true || timer === undefined) continue;
+      const [, local, remote, state, , timer] = line.trim().split(/\s+/);
+      if (state !== ESTABLISHED || timer === undefined) continue;
+      if (!local!.endsWith(ending(peer.localPort)) || !remote!.endsWith(ending(peer.port))) continue;
       const [kind, ticks] = timer.split(":");
       return { kind: Number(kind), ms: Number.parseInt(ticks!, 16) * 10 };
     }
-  throw new Error(`no connection has port ${port}`);
+  throw new Error(`no connection has port ${peer.localPort}`);
 }
