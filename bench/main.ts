@@ -90,10 +90,10 @@ for (const name of names)
 const folder = resolve(values.folder);
 const tables: Table[] = [];
 const startedMs = Date.now();
-mkdirSync(folder, { recursive: true });
-// Before anything is kept, and whoever changes something meanwhile: the commit that the programs were built from.
-const machine = await describeMachine(folder);
 try {
+  mkdirSync(folder, { recursive: true });
+  // Before anything is kept, and whoever changes something meanwhile: the commit that the programs were built from.
+  const machine = await describeMachine(folder);
   for (const name of names) {
     rmSync(folder, { recursive: true, force: true });
     mkdirSync(folder, { recursive: true });

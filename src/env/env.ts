@@ -162,8 +162,8 @@ export interface Line {
    */
   receive(at: number, length: number, restAt?: number, restLength?: number): void;
   /**
-   * The next `receive` begins between two requests, and the last one has brought so many: an Env whose clients keep several
-   * in flight may let it wait for company, for some tens of microseconds (`uring`).
+   * The next `receive` begins between two requests, and the last one has brought so many. Where clients keep several in
+   * flight, an Env may let it wait for company, for some tens of microseconds (`uring`).
    */
   gather?(requests: number): void;
   /** Sends all of `pieces`; they, and what they point to, belong to the line until `ear.onSent()`. */

@@ -195,8 +195,7 @@ export class IscsiConnection implements Ear, Resting {
     this.#receive();
   }
   #isDirect = false;
-  /** SCSI commands that have come, and those of which the line knows. */
-  #commands = 0;
+  /** SCSI commands that have come since the line was last told. */
   #gathered = 0;
 
   onSent(): void {
@@ -238,8 +237,8 @@ export class IscsiConnection implements Ear, Resting {
       this.#start = 0;
     }
     if (this.#stage === "header" && this.#end === 0) {
-      this.line.gather?.(this.#commands - this.#gathered);
-      this.#gathered = this.#commands;
+      this.line.gather?.(this.#gathered);
+      this.#gathered = 0;
     }
     this.line.receive(this.#rx + this.#end, RECEIVE_BYTES - this.#end);
   }
@@ -300,7 +299,7 @@ export class IscsiConnection implements Ear, Resting {
     this.#memory.bytes.copyWithin(this.head, at, at + BHS_BYTES + ahs);
     this.#start += whole;
     this.#opcode = opcodeOf(view, this.head);
-    if (this.#opcode === Opcode.SCSI_COMMAND) this.#commands++;
+    if (this.#opcode === Opcode.SCSI_COMMAND) this.#gathered++;
     this.#done = 0;
     this.#sink = "skip";
     this.#to = 0;

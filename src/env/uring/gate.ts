@@ -14,10 +14,11 @@ export interface Receiver {
 export class Gate {
   readonly #ring: Ring;
   readonly #gathering = new Gathering(() => performance.now());
-  #next: Receiver[] = [];
-  #held: Receiver[] = [];
-  /** An empty list, to take the place of one whose receivers go on. */
-  #spare: Receiver[] = [];
+  /** The first so many of a list count: one that is cut gives its room back, and has to get it again. */
+  readonly #next: Receiver[] = [];
+  #nextCount = 0;
+  readonly #held: Receiver[] = [];
+  #heldCount = 0;
   readonly #timer: Request = { index: 0, complete: () => this.#open() };
 
   constructor(ring: Ring) {
@@ -27,7 +28,7 @@ export class Gate {
 
   /** Whether some are held back: then the lane knows what it is waiting for. */
   get isShut(): boolean {
-    return this.#held.length > 0;
+    return this.#heldCount > 0;
   }
 
   /** @param requests how many the last receive of this line has brought. Whether the next one should be held back. */
@@ -36,26 +37,21 @@ export class Gate {
   }
 
   hold(one: Receiver): void {
-    if (this.#held.length === 0) this.#ring.prepareTimeout(this.#timer, this.#gathering.begin());
-    this.#held.push(one);
+    if (this.#heldCount === 0) this.#ring.prepareTimeout(this.#timer, this.#gathering.begin());
+    this.#held[this.#heldCount++] = one;
   }
   next(one: Receiver): void {
-    this.#next.push(one);
+    this.#next[this.#nextCount++] = one;
   }
 
-  /** The round has prepared what it sends. */
+  /** The round has prepared what it sends. Receivers only prepare: none is added meanwhile. */
   goOn(): void {
-    const next = this.#next;
-    if (next.length === 0) return;
-    this.#next = this.#spare;
-    this.#spare = next;
-    for (let at = 0; at < next.length; at++) next[at]!.goOn();
-    next.length = 0;
+    for (let at = 0; at < this.#nextCount; at++) this.#next[at]!.goOn();
+    this.#nextCount = 0;
   }
 
   #open(): void {
-    const held = this.#held;
-    for (let at = 0; at < held.length; at++) this.#next.push(held[at]!);
-    held.length = 0;
+    for (let at = 0; at < this.#heldCount; at++) this.next(this.#held[at]!);
+    this.#heldCount = 0;
   }
 }

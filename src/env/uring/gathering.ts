@@ -12,8 +12,11 @@
  */
 import type { Millis } from "#base/units";
 
-/** The rarest trial of a line: a client with one request in flight must not find it in its 99th percentile. */
-const TRIAL_FIRST = 64;
+/**
+ * Receives until the first trial of a line, and the rarest: a client with one request in flight must not find it in its
+ * 99th percentile.
+ */
+export const TRIAL_FIRST = 64;
 const TRIAL_LAST = 4096;
 /** So many requests in one receive are company. */
 const COMPANY = 3;
@@ -25,7 +28,7 @@ const WANTED_MAX = 40;
 /** How long a hold may be, in microseconds, how long the first one is, and how much longer or shorter the next at most. */
 const MICROS_MIN = 20;
 const MICROS_MAX = 150;
-const MICROS_FIRST = 80;
+export const MICROS_FIRST = 80;
 const STEP = 1.25;
 
 /** Receives between two looks at the clock, and the time over which a rate is counted. */

@@ -10,14 +10,13 @@ import { Pieces } from "#base/memory";
 import { KIB } from "#base/units";
 import { type Address, DiskOp, type Ear, type File, isDiskFault, isNetError, type Line, Soon } from "#env/env";
 import { realGround } from "#test/contract/env-real";
+import { TRIAL_FIRST } from "./gathering.ts";
 import { UringEnv } from "./uring-env.ts";
 
 const STEPS = 300;
 const PAIRS_MAX = 12;
 const FILE_BYTES = 512 * KIB;
 const POISON = 0xa5;
-/** After so many receives that brought little, the next one is held back (see `Gathering`). */
-const UNTIL_HELD = 64;
 
 /** A small generator of its own: a failing seed is replayed by its number. */
 function chance(seed: number): (limit: number) => number {
@@ -216,7 +215,8 @@ class FuzzLine implements Ear {
   }
 
   #receive(): void {
-    if (this.fuzz.below(3) === 0) for (let n = 0; n < UNTIL_HELD; n++) this.line.gather?.(1);
+    // Then this one is held back, to see what it brings.
+    if (this.fuzz.below(3) === 0) for (let n = 0; n < TRIAL_FIRST; n++) this.line.gather?.(1);
     const length = 1 + this.fuzz.below(64 * KIB);
     const at = this.fuzz.env.memory.allocate(length);
     this.#receiving = { at, length };
