@@ -22,6 +22,8 @@ const TAIL_BYTES = 65_536;
 /** What tshark finds fault with: PDUs that cannot be read, kinds and keys that there are not, errors of other kinds. */
 const WRONG =
   "_ws.malformed || iscsi.opcode.invalid || iscsi.keyvalue.invalid || (iscsi && _ws.expert.severity == error)";
+/** As TCP does it: on a busy machine a segment is captured after a later one, or sent again, and is no fault. */
+const IN_ORDER = ["-o", "tcp.reassemble_out_of_order:TRUE"];
 /** What is right all the same. */
 const EXCUSED = [
   // A page is cut where the initiator's allocation length ends: QEMU asks for the first 64 bytes of VPD page 83h.
@@ -90,7 +92,9 @@ export class Capture {
 
   #read(filter: string, ...shown: string[]): Promise<string> {
     const decode = this.#ports.flatMap((port) => ["-d", `tcp.port==${port},iscsi`]);
-    return run("tshark", ["-n", "-r", this.#file, ...decode, "-Y", filter, ...shown], { limitMs: CHECK_MS_MAX });
+    return run("tshark", ["-n", "-r", this.#file, ...IN_ORDER, ...decode, "-Y", filter, ...shown], {
+      limitMs: CHECK_MS_MAX,
+    });
   }
 
   /** Says a word that nobody listens to, and looks whether it is in the file: then so is all that was said before it. */
