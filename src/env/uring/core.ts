@@ -6,6 +6,7 @@ import { Gate } from "./gate.ts";
 import { loadNative, type Native } from "./native.ts";
 import type { Remains } from "./remains.ts";
 import { Ring } from "./ring.ts";
+import { SoleSync } from "./sole-sync.ts";
 import { UringTurn } from "./uring-turn.ts";
 
 /** Entries of the lane's ring. The completions are what the kernel holds without allocating, not a limit. */
@@ -28,6 +29,7 @@ export class UringCore {
   /** The address of position 0 of the memory, which is fixed and never moves; pinned by `memory`. */
   readonly base: number;
   readonly reads = new Promptness(READ_SLOW_MS);
+  readonly soleSync = new SoleSync();
   readonly writes = new Promptness(WRITE_SLOW_MS);
 
   constructor(memory: Memory, remains: Remains) {

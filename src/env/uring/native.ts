@@ -21,6 +21,8 @@ export interface Native {
   write(fd: number, iovecs: number, count: number, position: number): number;
   /** pread(2): what there is at once of so many bytes, or all of them. */
   read(fd: number, at: number, length: number, position: number): number;
+  /** fdatasync(2). */
+  sync(fd: number): number;
   register(ring: number, what: number, arg: Uint8Array, count: number): number;
   map(fd: number, length: number, offset: number): Mapping;
   /** munmap(2), for what another thread has left. */
@@ -116,6 +118,7 @@ function load(): Native | { readonly missing: string } {
       const result = pread(fd, at, length, position);
       return result < 0 ? -ffi.errno() : result;
     },
+    sync: checked(libc.func("int fdatasync(int)")),
     register: checked((ring: number, what: number, arg: Uint8Array, count: number) =>
       register(427, ring, what, arg, count),
     ),

@@ -75,6 +75,8 @@ export class Ring {
   inFlight = 0;
   /** Calls of `enter` so far, for the tests and the meter. */
   enters = 0;
+  /** Completions told so far. */
+  told = 0;
   readonly #native: Native;
   readonly #remains: Remains;
   readonly #requests: (Request | undefined)[] = [];
@@ -332,6 +334,7 @@ export class Ring {
       Atomics.store(words, this.#cqHead, this.#head >>> 0);
       this.inFlight--;
       told++;
+      this.told++;
       const request = this.#requests[index];
       if (request === undefined) throw new Error(`io_uring completed request ${index}, which nobody waits for`);
       request.complete(result);

@@ -5,6 +5,8 @@ import { readdirSync } from "node:fs";
 import { describe, test } from "node:test";
 import { Worker } from "node:worker_threads";
 import { perform, promiseOf, type Task } from "#base/task";
+import { DiskOp } from "#env/env";
+import { performOp, syncFile } from "#store/segment-store";
 import { connected, good, pause, Talk } from "#test/contract/env-ground";
 import { realGround } from "#test/contract/env-real";
 import { TRIAL_FIRST } from "./gathering.ts";
@@ -12,6 +14,50 @@ import { Remains } from "./remains.ts";
 import { UringEnv } from "./uring-env.ts";
 
 const make = () => realGround((options) => new UringEnv(options));
+
+test("who flushes alone has his syncs made by the lane, without the ring; several at once are the ring's", async () => {
+  const ground = make();
+  const { env, folder, run } = ground;
+  const entersOf = function* (work: () => Task<void>): Task<number> {
+    const before = (env as UringEnv).enters;
+    yield* work();
+    return (env as UringEnv).enters - before;
+  };
+  await run(
+    (function* () {
+      const files = [
+        yield* perform(env.disk.open(`${folder}/a`, "create")),
+        yield* perform(env.disk.open(`${folder}/b`, "create")),
+      ];
+      const [one, two] = files.map(good);
+      const syncs = (count: number) =>
+        function* (): Task<void> {
+          for (let n = 0; n < count; n++) assert.equal(yield* syncFile(env.disk, one!), undefined);
+        };
+      assert.ok((yield* entersOf(syncs(16))) >= 16, "at first the ring is asked for each");
+      assert.ok((yield* entersOf(syncs(100))) < 16, "and then for none");
+      const ended: string[] = [];
+      yield* perform<void>((resume) => {
+        const note = (op: DiskOp) => {
+          assert.equal(op.fault, undefined);
+          ended.push(op.file.path);
+          if (ended.length === 2) resume();
+        };
+        for (const file of [one!, two!]) {
+          const op = new DiskOp(note);
+          op.kind = "sync";
+          op.file = file;
+          env.disk.submit(op);
+          assert.deepEqual(ended, [], "nothing is told before the call has returned");
+        }
+      });
+      for (const file of [one!, two!]) yield* perform(env.disk.close(file));
+      const op = yield* performOp(env.disk, "sync", one!, 0, 0, 0);
+      assert.equal(op.fault, "io", "a sync that fails says so");
+    })(),
+  );
+  await ground.close();
+});
 
 test("a connection goes from one lane to another in the middle of a conversation, and nothing is lost", async () => {
   const ground = make();

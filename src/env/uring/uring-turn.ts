@@ -30,6 +30,11 @@ const WAIT_MICROS = 2000;
 /** The same where Node's loop cannot be watched meanwhile. */
 const WAIT_BLIND_MICROS = 200;
 
+export interface HeldSync {
+  /** @param alone it is the only one, and the lane may wait for it. */
+  release(alone: boolean): void;
+}
+
 export class UringTurn implements Turn {
   readonly #ring: Ring;
   readonly #gate: Gate;
@@ -43,6 +48,8 @@ export class UringTurn implements Turn {
   guests = 0;
   /** Syncs in flight: what comes next is mostly their end, and that is too far away to look for it. */
   syncs = 0;
+  /** A sync that the lane makes itself when it has nothing more to do; see `SoleSync`. */
+  #held: HeldSync | undefined;
   /** Whether the ring watches Node's loop. */
   #watching = false;
   readonly #lookout: Lookout;
@@ -70,6 +77,14 @@ export class UringTurn implements Turn {
     soon.queued = true;
     this.#queue.push(soon);
     this.kick();
+  }
+
+  /** Puts a sync off until there is nothing else to do. False: there is one already. */
+  hold(sync: HeldSync): boolean {
+    if (this.#held !== undefined) return false;
+    this.#held = sync;
+    this.kick();
+    return true;
   }
 
   /** Something has been prepared for the kernel, or is to be done soon. */
@@ -115,12 +130,22 @@ export class UringTurn implements Turn {
       if (this.#closed) return true;
       this.#gate.goOn();
       if (!ring.pending && ring.ready === 0 && this.#queue.length === 0) {
+        if (this.#releaseSync()) continue;
         this.#lookout.noteCompletions(told);
         return told > 0 || round > 0;
       }
       // Work that goes on and on without the ring, such as direct calls to files, must not keep lines waiting.
       if (ring.pending || ring.called) ring.enter(0, 0);
     }
+    return true;
+  }
+
+  /** Whether there was a sync that had been put off. It is done, or on its way with others. */
+  #releaseSync(): boolean {
+    const held = this.#held;
+    if (held === undefined) return false;
+    this.#held = undefined;
+    held.release(this.syncs === 1);
     return true;
   }
 
