@@ -33,6 +33,12 @@ export const CANARIES: readonly Canary[] = [
   },
   { name: "reuse-segment-name", what: "a segment's number is used twice", scenario: "overwriting", worldsMax: 100 },
   {
+    name: "cache-number-reused",
+    what: "what the cache has of a segment is taken for another one's",
+    scenario: "overwriting",
+    worldsMax: 600,
+  },
+  {
     name: "retire-early",
     what: "a segment is freed while a checkpoint needs it",
     scenario: "bad-checkpoints",

@@ -3,10 +3,12 @@
  * of what was freed. It is kept for the next process when its own has died, since a WebAssembly memory is dear to make.
  */
 import { Memory, type MemoryWaiter, type Pieces } from "#base/memory";
-import { MIB } from "#base/units";
+import { KIB, MIB } from "#base/units";
 
 const UNIT_BYTES = 512;
 const POISON = 0xd5;
+/** Three sets of eight blocks: most of what is kept is soon driven out. */
+const CACHE_BYTES = 128 * KIB;
 /** More would cost more than it finds. */
 const POISON_BYTES_MAX = 16 * 1024;
 
@@ -20,7 +22,7 @@ export class SimMemory extends Memory {
   limit = Number.POSITIVE_INFINITY;
 
   constructor(size: number) {
-    super(size);
+    super(size, CACHE_BYTES);
     this.#owned = new Uint8Array(this.size / UNIT_BYTES);
   }
 
@@ -67,6 +69,7 @@ export class SimMemory extends Memory {
   reset(): void {
     this.#waiting = [];
     this.limit = Number.POSITIVE_INFINITY;
+    this.cacheBytes = CACHE_BYTES;
     for (const at of [...this.#live.keys()]) this.free(at);
   }
 }

@@ -46,6 +46,7 @@ export class SimProcess implements Env {
     const chance = world.chance.fork();
     this.random = { below: (limit) => chance.below(limit), fill: (to) => chance.fill(to) };
     this.memory = world.resources.memories.take();
+    if (!world.hasBlockCache) this.memory.cacheBytes = 0;
     this.turn = { soon: (soon) => this.#soon(soon) };
     this.#disk = new SimDisk(this);
     this.disk = this.#disk;

@@ -55,6 +55,8 @@ export class World {
   ioCount = 0;
   /** Completions are told at multiples of this, so that several arrive in one turn; 0: whenever they are done. */
   turnMs: Millis = 0;
+  /** Whether the engine keeps blocks that were read: every other world, since those without read the disk more. */
+  readonly hasBlockCache: boolean;
   /** Gets a line for everything worth reading; unset, nothing is put together. */
   onLine: ((line: string) => void) | undefined;
   /** Told of every fault that happened, and where: the table of coverage. */
@@ -71,6 +73,7 @@ export class World {
 
   constructor(seed: number, resources: Resources = new Resources()) {
     this.seed = seed;
+    this.hasBlockCache = seed % 2 === 1;
     this.chance = new Chance(seed);
     this.resources = resources;
     this.network = new Network(this);

@@ -15,6 +15,7 @@ const ConfigFile = z.strictObject({
     .transform(String)
     .optional(),
   memory: size.optional(),
+  cache: size.optional(),
   http: z.string().optional(),
   "http-token-file": z.string().optional(),
   "tls-cert": z.string().optional(),
@@ -74,6 +75,7 @@ export function readConfigFile(path: string): SettingsText {
     env: value.env,
     lanes: value.lanes,
     memory: value.memory,
+    cache: value.cache,
     switches: Object.fromEntries(switchFlags().map((flag) => [flag, switches[flag]])),
     fronts: Object.fromEntries(Object.keys(FRONTS).map((front) => [front, fronts[front]])),
     http: value.http,

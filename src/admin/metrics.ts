@@ -77,6 +77,14 @@ function writeLanes(text: PrometheusText, lanes: Awaited<ReturnType<Server["lane
   for (const { index, memory } of lanes) text.sample(memory.used, { lane: index });
   text.family("ashlar_lane_memory_size_bytes", "gauge", "The limit on buffers of requests in flight");
   for (const { index, memory } of lanes) text.sample(memory.size, { lane: index });
+  text.family("ashlar_lane_cache_used_bytes", "gauge", "Blocks that were read lately, kept in memory");
+  for (const { index, cache } of lanes) text.sample(cache.used, { lane: index });
+  text.family("ashlar_lane_cache_size_bytes", "gauge", "The limit on blocks kept in memory");
+  for (const { index, cache } of lanes) text.sample(cache.size, { lane: index });
+  text.family("ashlar_lane_cache_hits_total", "counter", "Blocks of short reads that were in memory");
+  for (const { index, cache } of lanes) text.sample(cache.hits, { lane: index });
+  text.family("ashlar_lane_cache_misses_total", "counter", "Blocks of short reads that were looked for in vain");
+  for (const { index, cache } of lanes) text.sample(cache.misses, { lane: index });
 }
 
 function writeVolumes(text: PrometheusText, volumes: readonly Found[], snapshots: readonly Found[]): void {

@@ -4,10 +4,14 @@
  */
 import { chmodSync } from "node:fs";
 import type { Server as HttpServer } from "node:http";
-import { availableParallelism, networkInterfaces } from "node:os";
+import { availableParallelism, networkInterfaces, totalmem } from "node:os";
+import { LANE_BYTES_MAX } from "#base/memory";
 import { Refusal } from "#base/refusal";
+import { formatSize } from "#base/size";
+import { type Bytes, MIB } from "#base/units";
 import type { Address, Log, Tls } from "#env/env";
 import type { EnvName, LaneStart, PoolFacts } from "#lane/messages";
+import type { BlockCacheFacts } from "#store/block-cache";
 import type { DriveSetFacts } from "#store/drive-set";
 import { formatAddress, nbdUri } from "./address.ts";
 import { DataDirectory } from "./data-directory.ts";
@@ -33,6 +37,8 @@ const PRIVATE_SOCKET = "nbd.sock";
 const PRIVATE = "nbd-private";
 /** Over it, a lane reaches what others have where a connection cannot be given away. */
 const BETWEEN_LANES = "nbd-lanes";
+/** Of the machine's memory, for blocks that were read lately. */
+const CACHE_PART = 1 / 8;
 const laneSocket = (lane: number): string => `lane-${lane}.sock`;
 /** The lane that accepts connections. */
 export const LISTENING_LANE = 0;
@@ -169,12 +175,13 @@ export class Server {
       sets: number;
       connections: number;
       memory: { used: number; peak: number; size: number };
+      cache: BlockCacheFacts;
       restarts: number;
     }[]
   > {
     const facts = new Map((await this.lanes.ask("facts", undefined)).map(({ lane, reply }) => [lane, reply]));
     return Array.from({ length: this.lanes.count }, (_, index) => {
-      const { env, memoryBytes } = this.lanes.start(index);
+      const { env, memoryBytes, cacheBytes } = this.lanes.start(index);
       return {
         index,
         state: this.lanes.handle(index)?.state ?? "starting",
@@ -182,6 +189,7 @@ export class Server {
         sets: this.registry.setsOn(index),
         connections: facts.get(index)?.connections ?? 0,
         memory: facts.get(index)?.memory ?? { used: 0, peak: 0, size: memoryBytes },
+        cache: facts.get(index)?.cache ?? { size: cacheBytes, used: 0, hits: 0, misses: 0 },
         restarts: this.lanes.restarts(index),
       };
     });
@@ -463,13 +471,35 @@ function laneStarts(settings: Settings, env: EnvChoice): LaneStart[] {
   // iSCSI sessions have units of many sets: they and their reservations live in one lane.
   const automatic = env.name === "uring" && settings.fronts["iscsi"] === undefined ? availableParallelism() : 1;
   const count = settings.lanes !== "auto" ? settings.lanes : automatic;
+  const memoryBytes = Math.floor(settings.memory / count);
+  const cacheBytes = cacheOfLane(settings, count, LANE_BYTES_MAX - memoryBytes);
   return Array.from({ length: count }, (_, index) => ({
     index,
     env: env.name,
-    memoryBytes: Math.floor(settings.memory / count),
+    memoryBytes,
+    cacheBytes,
     // NBD always: the command line and other lanes use it.
     fronts: [...new Set(["nbd", ...Object.keys(settings.fronts)])],
   }));
+}
+
+/** @throws Refusal bad-request, when a lane's memory has no room for its part of what was asked for. */
+function cacheOfLane({ cache }: Settings, lanes: number, room: Bytes): Bytes {
+  if (cache === "auto") return Math.max(0, Math.min(Math.floor((machineMemory() * CACHE_PART) / lanes), room));
+  const bytes = Math.floor(cache / lanes);
+  const most = Math.max(0, room);
+  if (bytes <= most) return bytes;
+  throw new Refusal(
+    "bad-request",
+    `${lanes === 1 ? "One lane has" : `${lanes} lanes have`} no room for a cache of ${formatSize(cache)}`,
+    `A lane has ${formatSize(LANE_BYTES_MAX)} at most, requests and cache: give --cache ${Math.floor((most * lanes) / MIB)}M or less, or more --lanes.`,
+  );
+}
+
+/** What this process may have, which in a container may be less than what the machine has. */
+function machineMemory(): Bytes {
+  const constrained = process.constrainedMemory();
+  return constrained > 0 ? Math.min(constrained, totalmem()) : totalmem();
 }
 
 /** A lane that died meanwhile is replaced, and then told everything. */

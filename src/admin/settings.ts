@@ -21,6 +21,8 @@ export interface Settings {
   readonly lanes: number | "auto";
   /** Of the data plane, over all lanes. */
   readonly memory: Bytes;
+  /** For blocks that were read lately, over all lanes; what "auto" is, the machine decides. */
+  readonly cache: Bytes | "auto";
   /** Where each front listens; a front that is not here is off. */
   readonly fronts: Readonly<Record<string, FrontSettings>>;
   readonly http: { readonly host: string; readonly port: number } | undefined;
@@ -54,6 +56,7 @@ export interface SettingsText {
   readonly env?: string | undefined;
   readonly lanes?: string | undefined;
   readonly memory?: string | undefined;
+  readonly cache?: string | undefined;
   /** Address by front. */
   readonly fronts?: Readonly<Record<string, string | undefined>>;
   /** Switches of fronts, by their flags. */
@@ -100,6 +103,7 @@ export function settingsOf(data: string, ...texts: readonly SettingsText[]): Set
     env: oneOf("env", said("env") ?? SETTINGS_DEFAULT.env, ["auto", "node", "uring"]),
     lanes: parseLanes(said("lanes") ?? "auto"),
     memory: parseSize(said("memory") ?? String(SETTINGS_DEFAULT.memory)),
+    cache: parseCache(said("cache") ?? "auto"),
     fronts,
     http: parseHttp(said("http") ?? "off"),
     httpTokenFile: said("httpTokenFile"),
@@ -124,6 +128,8 @@ function parseLanes(text: string): number | "auto" {
   if (/^\d+$/.test(text)) return Number(text);
   throw new Refusal("bad-request", `"${text}" is not a number of lanes`, `Give 1 to ${LANES_MAX}, or auto.`);
 }
+
+const parseCache = (text: string): Bytes | "auto" => (text === "auto" ? text : parseSize(text));
 
 function parseHttp(text: string): { host: string; port: number } | undefined {
   const address = parseAddress(text);
@@ -152,6 +158,7 @@ export const SETTINGS_DEFAULT: Omit<Settings, "data"> = {
   env: "auto",
   lanes: "auto",
   memory: MEMORY_BYTES_DEFAULT,
+  cache: "auto",
   fronts: {},
   http: undefined,
   httpTokenFile: undefined,

@@ -4,6 +4,8 @@
  * address by one addition. The region is a WebAssembly memory, so that the checksum (XXH3, in WebAssembly) reads it in
  * place. Its size is the limit on all data in flight; the operating system provides pages only as they are touched.
  *
+ * Behind them there may be room for blocks that are kept beyond the requests that brought them: see `BlockCache`.
+ *
  * Spans of 1 MiB are cut into equal pieces of a size class, or handed out whole and in runs. The classes are powers of
  * two plus 512 bytes, since the common request is a power of two of data with a protocol header in front of it.
  */
@@ -11,6 +13,10 @@ import { KIB, MIB } from "./units.ts";
 import { Hasher } from "./xxh3.ts";
 
 const SPAN_BYTES = MIB;
+/** Positions are of 31 bits. */
+const SPANS_MAX = 2047;
+/** What a WebAssembly memory comes in. */
+const CACHE_PAGE_BYTES = 64 * KIB;
 /** From this length on, a call out of JavaScript costs less than what is done faster there. */
 const LONG_HASH_BYTES = 512;
 /** Position and length of what a long hash is tried with: odd ones, and those around a block (1024) of XXH3. */
@@ -38,7 +44,11 @@ export interface MemoryWaiter {
 export class Memory {
   readonly bytes: Uint8Array<ArrayBuffer>;
   readonly view: DataView<ArrayBuffer>;
+  /** Of the buffers. */
   readonly size: number;
+  /** Where the cache of blocks lies, and how much there is of it: whoever makes one asks once. */
+  readonly cacheAt: number;
+  cacheBytes: number;
   readonly #hasher: Hasher;
   #longHash: LongHash | undefined;
   /** What each span is cut into: a class, RUN, RUN_TAIL or FREE. */
@@ -50,13 +60,19 @@ export class Memory {
   #used = 0;
   #peak = 0;
 
-  /** @param size bytes, rounded up to whole MiB; at least 2 MiB, at most 2047 MiB. */
-  constructor(size: number) {
-    const spans = Math.min(Math.max(Math.ceil(size / SPAN_BYTES), 2), 2047);
-    this.#hasher = new Hasher(spans * SPAN_BYTES);
+  /**
+   * @param size bytes for buffers, rounded up to whole MiB; at least 2 MiB, at most 2047 MiB.
+   * @param cacheBytes bytes behind them, rounded down to whole pages of 64 KiB; with the buffers, at most 2047 MiB.
+   */
+  constructor(size: number, cacheBytes = 0) {
+    const spans = Math.min(Math.max(Math.ceil(size / SPAN_BYTES), 2), SPANS_MAX);
+    this.size = spans * SPAN_BYTES;
+    this.cacheAt = this.size;
+    const room = Math.min(cacheBytes, SPANS_MAX * SPAN_BYTES - this.size);
+    this.cacheBytes = Math.floor(room / CACHE_PAGE_BYTES) * CACHE_PAGE_BYTES;
+    this.#hasher = new Hasher(this.size + this.cacheBytes);
     this.bytes = new Uint8Array(this.#hasher.buffer);
     this.view = new DataView(this.#hasher.buffer);
-    this.size = spans * SPAN_BYTES;
     this.#spanClass = new Uint8Array(spans).fill(FREE);
     this.#spanUsed = new Uint32Array(spans);
     // The first span belongs to the hasher's tables; position 0 can thus mean "none".
@@ -228,4 +244,6 @@ export class Pieces {
 
 /** The default size of a server's data-plane memory, over all its lanes. */
 export const MEMORY_BYTES_DEFAULT = 512 * MIB;
+/** What a lane's memory can be at most, buffers and cache of blocks together. */
+export const LANE_BYTES_MAX = SPANS_MAX * SPAN_BYTES;
 export const HEADER_ROOM_BYTES = KIB / 2;

@@ -26,8 +26,8 @@ process.on("uncaughtException", (error) => {
   }
 });
 
-async function begin({ env: kind, memoryBytes, fronts, remains }: LaneThreadStart): Promise<Lane> {
-  env = makeEnv(kind, { memoryBytes, log, remains: new Remains(remains) });
+async function begin({ env: kind, memoryBytes, cacheBytes, fronts, remains }: LaneThreadStart): Promise<Lane> {
+  env = makeEnv(kind, { memoryBytes, cacheBytes, log, remains: new Remains(remains) });
   const reason = useNativeHash(env.memory);
   if (reason !== undefined) log.debug({ reason }, "checksums are computed in WebAssembly");
   return new Lane(env, await loadFronts(fronts), tell);

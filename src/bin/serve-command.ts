@@ -19,6 +19,7 @@ export function addServe(program: Command, run: (command: Command) => Promise<vo
     .option("--env <env>", "auto, uring or node (auto)")
     .option("--lanes <count>", "threads that do I/O (one per core with uring, 1 with node)")
     .option("--memory <size>", "for requests in flight (512M)")
+    .option("--cache <size>", "for blocks that were read lately, 0 for none (an eighth of the machine's memory)")
     .option("--capacity <size>", "use no more than this of the file system")
     .option("--soft-percent <percent>", "warn when so much is used (80)", Number)
     .option("--hard-percent <percent>", "make no new volumes when so much is used (95)", Number)

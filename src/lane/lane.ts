@@ -8,6 +8,7 @@ import { type BlockDevice, BlockOp } from "#device/device";
 import type { Address, Env, Line } from "#env/env";
 import { DirectoryReservationStore, ReservationBook } from "#scsi/reservation-store";
 import { DriveSet, type DriveSetFacts } from "#store/drive-set";
+import { Reads } from "#store/reads";
 import { RoomLimit } from "#store/segment-store";
 import { ProtectionTable } from "#target/protection";
 import { LaneDirectory } from "./directory.ts";
@@ -380,7 +381,8 @@ export class Lane {
     const { used, peak, size } = this.#env.memory;
     let connections = 0;
     for (const { front } of this.#fronts.values()) connections += front.connections().length;
-    return { memory: { used, peak, size }, sets: this.#sets.size, connections };
+    const cache = Reads.of(this.#env).cache.facts;
+    return { memory: { used, peak, size }, cache, sets: this.#sets.size, connections };
   }
 }
 

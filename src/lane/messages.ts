@@ -10,6 +10,7 @@ import type { Status } from "#base/status";
 import type { Bytes, Millis } from "#base/units";
 import type { Address, Peer, Tls } from "#env/env";
 import type { SharedReservations } from "#scsi/reservations";
+import type { BlockCacheFacts } from "#store/block-cache";
 import type { DriveSetFacts } from "#store/drive-set";
 import type { NbdFrontFigures } from "#target/nbd-front";
 
@@ -21,6 +22,8 @@ export interface LaneStart {
   readonly env: EnvName;
   /** Data-plane memory of this lane. */
   readonly memoryBytes: Bytes;
+  /** Beside it, for blocks that were read lately. */
+  readonly cacheBytes: Bytes;
   /** The kinds of fronts that it will be told to start. */
   readonly fronts: readonly string[];
 }
@@ -200,6 +203,7 @@ export interface IscsiSessionFacts {
 }
 export interface LaneFacts {
   readonly memory: { readonly used: Bytes; readonly peak: Bytes; readonly size: Bytes };
+  readonly cache: BlockCacheFacts;
   readonly sets: number;
   readonly connections: number;
 }

@@ -1,6 +1,6 @@
 /**
  * Reads in progress, of all versions of a lane: whole blocks come from segments into memory and are compared with their
- * checksums. What a read needs besides its version's map and its segment is the lane's, and so are the records of those
+ * checksums, if the lane's cache of blocks has them not. What a read needs besides its version's map and its segment is the lane's, and so are the records of those
  * in progress: the one that ended last is used next, whosever it was. With a thousand volumes in use, each of which had
  * records of its own, they would be in no cache when they are needed.
  */
@@ -9,12 +9,16 @@ import type { Status } from "#base/status";
 import { BLOCK_BYTES } from "#base/units";
 import type { BlockOp } from "#device/device";
 import { type Disk, DiskOp, type Env } from "#env/env";
+import { BlockCache } from "./block-cache.ts";
 import { rightBlocks } from "./checksums.ts";
 import type { VersionMap } from "./map.ts";
 import { blockOf, type Segment, type SegmentTable } from "./segment.ts";
 
 /** A read longer than this is several reads of the disk, so that the first pieces are verified while others come. */
 const FETCH_BLOCKS_MAX = 256;
+
+/** Longer runs are neither looked for in the cache of blocks nor offered to it: per block, the disk's way costs them little. */
+const CACHED_BLOCKS_MAX = 8;
 
 /** Whose blocks are read. */
 export interface Reader {
@@ -35,6 +39,8 @@ export class Reading {
   /** Where block 0 of the reading goes: `at` may be a bounce buffer. */
   at = 0;
   firstBlock = 0;
+  /** Past the cache of blocks: what matters is what the disk has. */
+  fromDisk = false;
   /** Reads of the disk that have not ended. */
   pending = 0;
   done!: (reading: Reading) => void;
@@ -58,6 +64,7 @@ const ofEnv = new WeakMap<Env, Reads>();
 export class Reads {
   readonly #disk: Disk;
   readonly #memory: Memory;
+  readonly cache: BlockCache;
   readonly #readings: Reading[] = [];
   readonly #fetches: Fetch[] = [];
 
@@ -71,6 +78,7 @@ export class Reads {
   private constructor(env: Env) {
     this.#disk = env.disk;
     this.#memory = env.memory;
+    this.cache = new BlockCache(env.memory);
   }
 
   /** A record for a read, to be given back when it is done. `op`, `reader` and `done` are to be set. */
@@ -78,6 +86,7 @@ export class Reads {
     const reading = this.#readings.pop() ?? new Reading();
     reading.status = "ok";
     reading.badAt = 0;
+    reading.fromDisk = false;
     return reading;
   }
   give(reading: Reading): void {
@@ -95,12 +104,18 @@ export class Reads {
       const { location } = map;
       const part = location === 0 ? map.length : Math.min(map.length, FETCH_BLOCKS_MAX);
       if (location === 0) this.#memory.bytes.fill(0, at, at + part * BLOCK_BYTES);
-      else this.#fetch(reading, segments.at(location), blockOf(location), part, at);
+      else this.#bring(reading, segments.at(location), blockOf(location), part, at);
       block += part;
       count -= part;
       at += part * BLOCK_BYTES;
     }
     this.#endFetch(reading);
+  }
+
+  /** Brings blocks of a segment from the cache, and what it has not from the disk. */
+  #bring(reading: Reading, segment: Segment, block: number, count: number, at: number): void {
+    const cached = reading.fromDisk || count > CACHED_BLOCKS_MAX ? 0 : this.cache.read(segment, block, count, at);
+    if (cached < count) this.#fetch(reading, segment, block + cached, count - cached, at + cached * BLOCK_BYTES);
   }
 
   #fetch(reading: Reading, segment: Segment, block: number, count: number, at: number): void {
@@ -146,6 +161,7 @@ export class Reads {
     const { segment, block, count, at } = fetch;
     const right = rightBlocks(this.#memory, segment, block, count, at);
     if (right < count) return this.#fail(fetch, right, "does not match its checksum");
+    if (count <= CACHED_BLOCKS_MAX && !fetch.reading.fromDisk) this.cache.offer(segment, block, count, at);
     this.#release(fetch);
   }
 

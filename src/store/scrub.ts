@@ -65,10 +65,10 @@ function* scrubWith(
         continue;
       }
       const count = Math.min(STEP_BLOCKS, blocks - block, (leaf + 1) * LEAF_BLOCKS - block);
-      const { status } = yield* version.readWhole(block, count, at);
+      const { status } = yield* version.readWhole(block, count, at, true);
       if (status !== "ok")
         for (let each = 0; each < count; each++) {
-          const one = yield* version.readWhole(block + each, 1, at);
+          const one = yield* version.readWhole(block + each, 1, at, true);
           if (one.status === "ok") continue;
           const last = damaged[damaged.length - 1];
           const offset = (block + each) * BLOCK_BYTES;

@@ -12,6 +12,8 @@ export class Segment {
   sums: Uint32Array | undefined = undefined;
   /** Reads in flight: its file may not be used for anything else. */
   pins = 0;
+  /** What the cache of blocks calls it; 0 before that was offered one of its blocks. */
+  cacheNumber = 0;
   /** Its number in the log: never used twice. */
   readonly number: number;
   /** Its place in the table, 1 and up; used again after the segment is gone. */

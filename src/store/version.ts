@@ -259,10 +259,16 @@ export class Version implements BlockDevice, Reader {
     this.#set.onDamage(this.node, block, segment, inSegment, why);
   }
 
-  /** Whole blocks into memory, as a step of a task. */
-  *readWhole(block: number, count: number, at: number): Task<{ readonly status: Status; readonly badAt: number }> {
+  /** Whole blocks into memory, as a step of a task; with `fromDisk`, past the cache of blocks. */
+  *readWhole(
+    block: number,
+    count: number,
+    at: number,
+    fromDisk = false,
+  ): Task<{ readonly status: Status; readonly badAt: number }> {
     return yield* perform((resume) => {
       const reading = new Reading();
+      reading.fromDisk = fromDisk;
       reading.reader = this;
       reading.done = () => resume({ status: reading.status, badAt: reading.badAt });
       this.#readBlocks(reading, block, count, at);

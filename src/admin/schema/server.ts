@@ -30,6 +30,9 @@ export const LaneStatus = z
     sets: z.int(),
     connections: z.int(),
     memory: z.object({ used: bytes, peak: bytes, size: bytes }),
+    cache: z
+      .object({ used: bytes, size: bytes, hits: z.int(), misses: z.int() })
+      .describe("Blocks that were read lately, kept in memory; hits and misses count blocks since the lane began."),
     restarts: z.int(),
   })
   .meta({ id: "Lane" });

@@ -165,6 +165,7 @@ async function* eventsOf(context: Context): AsyncGenerator<ServerEvent> {
 function formatStatus(status: Status): string {
   const { space, lanes, problems } = status;
   const memory = lanes.reduce((sum, lane) => sum + lane.memory.size, 0);
+  const cache = lanes.reduce((sum, lane) => sum + lane.cache.size, 0);
   const level = { ok: "green", soft: "yellow", hard: "red" } as const;
   const lines = facts([
     [
@@ -175,7 +176,7 @@ function formatStatus(status: Status): string {
     ["env", `${status.env.name} (${status.env.reason})`],
     [
       "lanes",
-      `${lanes.filter(({ state }) => state === "running").length} of ${lanes.length} running, ${formatSize(memory)} for requests`,
+      `${lanes.filter(({ state }) => state === "running").length} of ${lanes.length} running, ${formatSize(memory)} for requests, ${formatSize(cache)} for blocks read lately`,
     ],
     ["volumes", `${status.volumes}, ${status.snapshots} snapshots`],
     ["space", `${paint(level[space.level], `${formatSize(space.available)} free`)} of ${formatSize(space.capacity)}`],

@@ -12,6 +12,8 @@ import { NodeTurn } from "./node-turn.ts";
 export interface RealEnvOptions {
   /** The data plane's memory of this Env. */
   readonly memoryBytes: Bytes;
+  /** Beside it, for blocks that were read lately (0). */
+  readonly cacheBytes?: Bytes;
   readonly log: Log;
   /** Where an Env that goes past Node lists what it has open, for whoever survives its thread. */
   readonly remains?: Remains | undefined;
@@ -28,7 +30,7 @@ export class NodeEnv implements Env {
   readonly log: Log;
 
   constructor(options: RealEnvOptions) {
-    this.memory = new Memory(options.memoryBytes);
+    this.memory = new Memory(options.memoryBytes, options.cacheBytes);
     this.log = options.log;
     this.net = new NodeNet(this.memory);
     this.disk = new NodeDisk(this.memory);

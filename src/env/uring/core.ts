@@ -39,7 +39,8 @@ export class UringCore {
     this.memory = memory;
     this.remains = remains;
     this.base = native.address(memory.bytes);
-    native.preferHugePages(this.base + SMALL_PAGES_BYTES, Math.max(0, memory.size - SMALL_PAGES_BYTES));
+    const bytes = memory.size + memory.cacheBytes;
+    native.preferHugePages(this.base + SMALL_PAGES_BYTES, Math.max(0, bytes - SMALL_PAGES_BYTES));
     this.ring = new Ring({ entries: SUBMISSIONS, completions: COMPLETIONS, defer: true }, remains);
     this.gate = new Gate(this.ring);
     this.turn = new UringTurn(this.ring, this.gate, remains, native.preemptions);

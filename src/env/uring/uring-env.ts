@@ -23,7 +23,7 @@ export class UringEnv implements Env {
 
   /** @throws Error where io_uring is not to be had; ask `chooseEnv` first. */
   constructor(options: RealEnvOptions) {
-    this.memory = new Memory(options.memoryBytes);
+    this.memory = new Memory(options.memoryBytes, options.cacheBytes);
     this.log = options.log;
     this.#core = new UringCore(this.memory, options.remains ?? new Remains());
     this.turn = this.#core.turn;
