@@ -33,10 +33,16 @@ export const CANARIES: readonly Canary[] = [
   },
   { name: "reuse-segment-name", what: "a segment's number is used twice", scenario: "overwriting", worldsMax: 100 },
   {
-    name: "cache-number-reused",
+    name: "cache-number-shared",
     what: "what the cache has of a segment is taken for another one's",
     scenario: "overwriting",
-    worldsMax: 600,
+    worldsMax: 100,
+  },
+  {
+    name: "cache-carries-other",
+    what: "the cache takes a block that was moved for another one",
+    scenario: "overwriting",
+    worldsMax: 2000,
   },
   {
     name: "retire-early",

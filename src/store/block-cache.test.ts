@@ -114,6 +114,32 @@ test("of those in a full set, one that was not used lately goes first", () => {
   assert.equal(rig.look(segment, 12), undefined);
 });
 
+test("what is written anew is carried along, and only if it was here", () => {
+  const rig = new Rig();
+  const [old, next] = [new Segment(1, 1), new Segment(2, 2)];
+  rig.offer(old, 5, 11);
+  rig.offer(old, 7, 11);
+  rig.memory.bytes.fill(22, rig.at, rig.at + 3 * BLOCK_BYTES);
+  rig.cache.carry(old, 5, next, 40, 3, rig.at);
+  assert.deepEqual(
+    [5, 6, 7].map((block) => rig.look(old, block)),
+    [undefined, undefined, undefined],
+  );
+  assert.deepEqual(
+    [40, 41, 42].map((block) => rig.look(next, block)),
+    [22, undefined, 22],
+  );
+});
+
+test("what is forgotten makes room", () => {
+  const rig = new Rig();
+  const [old, next] = [new Segment(1, 1), new Segment(2, 2)];
+  for (let block = 1; block <= 24; block++) rig.offer(old, block, 1);
+  rig.cache.forget(old, 1, 24);
+  for (let block = 1; block <= 24; block++) rig.offer(next, block, 2);
+  for (let block = 1; block <= 24; block++) assert.equal(rig.look(next, block), 2, "without being refused first");
+});
+
 test("when the numbers of segments are used up, it forgets everything and goes on", () => {
   const rig = new Rig();
   const first = new Segment(1, 1);

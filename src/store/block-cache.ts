@@ -3,7 +3,8 @@
  * same copy and a checksum. It stands before the page cache and not in its place: what it has not is read there.
  *
  * A block is known by its segment and its place in that, not by volume and offset. A place in a segment is written once, so
- * nothing in here is ever out of date: who writes a block gives it another place, and nobody asks for the old one again.
+ * nothing in here is ever out of date: who writes a block gives it another place, and nobody asks for the old one again. Its way is
+ * free for another then, and the new block comes when it is read; only what the cleaner moves is carried along.
  * Snapshots and clones share here what they share on the disk. A segment is given a number here, never used twice, so that
  * what is left of one that is gone is nobody else's.
  *
@@ -17,6 +18,10 @@ import { BLOCK_BYTES, type Bytes } from "#base/units";
 import { SLOT_BLOCKS } from "./format.ts";
 import type { Segment } from "./segment.ts";
 
+/** Longer runs are neither looked for here nor offered: per block, the disk's way costs them little. */
+export const CACHED_BLOCKS_MAX = 8;
+/** As many as the longest write has. */
+const FORGOTTEN_BLOCKS_MAX = 256;
 const WAYS = 8;
 /** A set in the table: the keys of its ways, then their places in memory. Together they are a line of the processor's cache. */
 const SET_WORDS = 2 * WAYS;
@@ -97,44 +102,72 @@ export class BlockCache {
   /** The place of a block, or 0. */
   #find(key: number): number {
     const set = (key >>> 0) % this.#sets;
+    const index = this.#indexOf(key, set);
+    if (index < 0) return 0;
+    this.#used[set]! |= 1 << (index % SET_WORDS);
+    return this.#table[index + WAYS]!;
+  }
+
+  /** Where in the table a block stands, or -1. */
+  #indexOf(key: number, set: number): number {
     const first = set * SET_WORDS;
-    for (let way = 0; way < WAYS; way++)
-      if (this.#table[first + way] === key) {
-        this.#used[set]! |= 1 << way;
-        return this.#table[first + WAYS + way]!;
-      }
-    return 0;
+    for (let index = first; index < first + WAYS; index++) if (this.#table[index] === key) return index;
+    return -1;
   }
 
   /** `count` blocks of a segment from `block` on lie at `at`, read from the disk and found right: they may be kept. */
   offer(segment: Segment, block: number, count: number, at: number): void {
     if (this.#sets === 0) return;
     if (segment.cacheNumber < this.#firstNumber) this.#number(segment);
-    for (let each = 0; each < count; each++) this.#offer(keyOf(segment, block + each), at + each * BLOCK_BYTES);
+    for (let each = 0; each < count; each++) {
+      const key = keyOf(segment, block + each);
+      const set = (key >>> 0) % this.#sets;
+      // It is there when somebody else has read it at the same time.
+      if (this.#indexOf(key, set) >= 0) continue;
+      if (this.#indexOf(0, set) < 0 && !this.#wasRefused(key, set)) continue;
+      this.#copyIn(at + each * BLOCK_BYTES, this.#put(key, set));
+    }
   }
 
-  #offer(key: number, at: number): void {
-    const set = (key >>> 0) % this.#sets;
-    const way = this.#wayFor(key, set);
-    if (way < 0) return;
-    const index = set * SET_WORDS + way;
+  /** Blocks have been moved, and lie at `at`: those of them that are here have another name now. */
+  carry(from: Segment, fromBlock: number, to: Segment, toBlock: number, count: number, at: number): void {
+    if (from.cacheNumber < this.#firstNumber) return;
+    for (let each = 0; each < count; each++) {
+      if (!this.#forget(keyOf(from, fromBlock + each))) continue;
+      if (to.cacheNumber < this.#firstNumber) this.#number(to);
+      const key = keyOf(to, toBlock + each);
+      const place = this.#put(key, (key >>> 0) % this.#sets);
+      this.#copyIn(canary.armed === "cache-carries-other" ? at : at + each * BLOCK_BYTES, place);
+    }
+  }
+
+  /** Nobody will ask for these any more: their ways are free, or will be driven out where they are too many to look for. */
+  forget(segment: Segment, block: number, count: number): void {
+    if (segment.cacheNumber < this.#firstNumber || count > FORGOTTEN_BLOCKS_MAX) return;
+    for (let each = 0; each < count; each++) this.#forget(keyOf(segment, block + each));
+  }
+
+  #forget(key: number): boolean {
+    const index = this.#indexOf(key, (key >>> 0) % this.#sets);
+    if (index < 0) return false;
+    this.#table[index] = 0;
+    return true;
+  }
+
+  /** Gives a block a way of its set that is free, or that of one which was not used lately. Its place. */
+  #put(key: number, set: number): number {
+    let index = this.#indexOf(0, set);
+    if (index < 0) index = set * SET_WORDS + this.#victim(set);
     this.#table[index] = key;
     if (this.#table[index + WAYS] === 0) this.#table[index + WAYS] = ++this.#places;
-    this.#memory.bytes.copyWithin(this.#addressOf(this.#table[index + WAYS]!), at, at + BLOCK_BYTES);
+    return this.#table[index + WAYS]!;
   }
 
-  /** Which way of its set a block is to have; -1 if none. */
-  #wayFor(key: number, set: number): number {
-    const first = set * SET_WORDS;
-    let free = -1;
-    for (let way = WAYS - 1; way >= 0; way--) {
-      const there = this.#table[first + way];
-      // Somebody else has read it at the same time.
-      if (there === key) return -1;
-      if (there === 0) free = way;
-    }
-    if (free >= 0) return free;
-    if (!this.#wasRefused(key, set)) return -1;
+  #copyIn(at: number, place: number): void {
+    this.#memory.bytes.copyWithin(this.#addressOf(place), at, at + BLOCK_BYTES);
+  }
+
+  #victim(set: number): number {
     let way = this.#hand[set]!;
     while ((this.#used[set]! & (1 << way)) !== 0) {
       this.#used[set]! &= ~(1 << way);
@@ -167,7 +200,7 @@ export class BlockCache {
       this.#places = 0;
       this.#firstNumber = this.#lastNumber;
     }
-    segment.cacheNumber = canary.armed === "cache-number-reused" ? segment.slot : this.#lastNumber;
+    segment.cacheNumber = canary.armed === "cache-number-shared" ? this.#firstNumber : this.#lastNumber;
   }
 
   #addressOf(place: number): number {

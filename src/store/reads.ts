@@ -9,16 +9,13 @@ import type { Status } from "#base/status";
 import { BLOCK_BYTES } from "#base/units";
 import type { BlockOp } from "#device/device";
 import { type Disk, DiskOp, type Env } from "#env/env";
-import { BlockCache } from "./block-cache.ts";
+import { BlockCache, CACHED_BLOCKS_MAX } from "./block-cache.ts";
 import { rightBlocks } from "./checksums.ts";
 import type { VersionMap } from "./map.ts";
 import { blockOf, type Segment, type SegmentTable } from "./segment.ts";
 
 /** A read longer than this is several reads of the disk, so that the first pieces are verified while others come. */
 const FETCH_BLOCKS_MAX = 256;
-
-/** Longer runs are neither looked for in the cache of blocks nor offered to it: per block, the disk's way costs them little. */
-const CACHED_BLOCKS_MAX = 8;
 
 /** Whose blocks are read. */
 export interface Reader {

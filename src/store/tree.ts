@@ -5,6 +5,7 @@
 import { canary } from "#base/canary";
 import { type Effect, perform, type Task } from "#base/task";
 import { BLOCK_BYTES, type Bytes } from "#base/units";
+import type { BlockCache } from "./block-cache.ts";
 import type { NodeRecord } from "./checkpoint.ts";
 import { EntryKind, SLOT_BLOCKS } from "./format.ts";
 import type { LogEntry } from "./log.ts";
@@ -29,6 +30,7 @@ const RELEASE_LEAVES_PER_TURN = 64;
 export class VersionTree {
   readonly arena: LeafArena;
   readonly #segments: SegmentTable;
+  readonly #cache: BlockCache;
   readonly #makeVersion: (node: Node) => Version;
   readonly #nodes = new Map<number, Node>();
   /** By name: `db`, `db@monday`. */
@@ -41,8 +43,9 @@ export class VersionTree {
   /** Entries are read back from the log: what lives is counted once, at the end of it. */
   replaying = false;
 
-  constructor(segments: SegmentTable, arena: LeafArena, makeVersion: (node: Node) => Version) {
+  constructor(segments: SegmentTable, arena: LeafArena, cache: BlockCache, makeVersion: (node: Node) => Version) {
     this.arena = arena;
+    this.#cache = cache;
     this.#segments = segments;
     this.#makeVersion = makeVersion;
   }
@@ -127,6 +130,7 @@ export class VersionTree {
       const block = dropped[each]!;
       const length = dropped[each + 1]!;
       const location = dropped[each + 2]!;
+      this.#cache.forget(this.#segments.at(location), blockOf(location), length);
       if (canary.armed === "free-shared") this.#kill(block, length, location);
       else dropRun(node, block, length, location, this.#kill);
     }
@@ -279,6 +283,8 @@ export class VersionTree {
     };
     move(entry.block + entry.applied, count, 0);
     const first = blockOf(from);
+    if (!this.replaying)
+      this.#cache.carry(source, first, target, blockOf(location), count, entry.at + entry.applied * BLOCK_BYTES);
     source.sharing?.forEachPlace(first, count, (at, length, block) => {
       move(block, length, at - first);
       const to = location + (at - first);

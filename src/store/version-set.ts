@@ -20,6 +20,7 @@ import { CHECKPOINT_MAGIC, EntryKind, STORE_FORMAT } from "./format.ts";
 import { Log, LogEntry, type LogStop, type LogUser, RESERVE_TO_CLEAN_FROM_SEGMENTS } from "./log.ts";
 import { LeafArena, type Location, type VersionMap } from "./map.ts";
 import type { Node, NodeFacts } from "./node.ts";
+import { Reads } from "./reads.ts";
 import { findGroups } from "./replay.ts";
 import { type FoundEntry, readEntries } from "./replay-entries.ts";
 import { type ScrubProgress, type ScrubReport, scrub } from "./scrub.ts";
@@ -148,7 +149,7 @@ export class VersionSet implements LogUser {
     this.segmentBlocks = segmentBlocks;
     this.arena = arena;
     this.log = new Log(env, store, this, uuidBytes(uuid), segmentBlocks);
-    this.tree = new VersionTree(this.log.segments, arena, (node) => new Version(this, node));
+    this.tree = new VersionTree(this.log.segments, arena, Reads.of(env).cache, (node) => new Version(this, node));
     this.checksums = new Checksums(env, store, this.log);
     this.bounce = BufferPool.of(env, BOUNCE_BYTES);
     this.cleaner = new Cleaner(this);

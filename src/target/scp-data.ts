@@ -84,6 +84,8 @@ export class ScpDataConnection implements Ear {
   #directBytes = 0;
   /** The last command had much data, and so will have the next: only its header is received before its place is known. */
   #bulk = false;
+  /** Short commands that have come since the line was last told. */
+  #gathered = 0;
   /** A command whose data is being received: into its buffer, or nowhere (`#bodyAt` 0). */
   #bodySlot: ScpSlot | undefined;
   #bodyAt = 0;
@@ -240,6 +242,10 @@ export class ScpDataConnection implements Ear {
     }
     const room = this.#bulk && this.#bodyLeft === 0 ? this.#headerBytes : RECEIVE_BYTES;
     if (this.#end >= room) return;
+    if (this.#bodySlot === undefined && !this.#bulk && this.#end === 0) {
+      this.line.gather?.(this.#gathered);
+      this.#gathered = 0;
+    }
     this.#receiving = true;
     this.line.receive(this.#buffer + this.#end, room - this.#end);
   }
@@ -323,6 +329,7 @@ export class ScpDataConnection implements Ear {
     if (slot === undefined) return;
     this.#start += ZNREQ.byteLength;
     this.#bulk = false;
+    if (length < BULK_BYTES_MIN) this.#gathered++;
     slot.code = op;
     slot.tag = message.requestId;
     slot.unit = message.zlun;
@@ -368,6 +375,7 @@ export class ScpDataConnection implements Ear {
     if (slot === undefined) return;
     this.#start += FRAME.byteLength;
     this.#bulk = false;
+    if (length < BULK_BYTES_MIN) this.#gathered++;
     slot.code = op;
     slot.tag = frame.tag;
     slot.unit = frame.unit;

@@ -5,15 +5,23 @@ import { readdirSync } from "node:fs";
 import { describe, test } from "node:test";
 import { Worker } from "node:worker_threads";
 import { perform, promiseOf, type Task } from "#base/task";
-import { DiskOp } from "#env/env";
-import { performOp, syncFile } from "#store/segment-store";
 import { connected, good, pause, Talk } from "#test/contract/env-ground";
 import { realGround } from "#test/contract/env-real";
+import { type Disk, DiskOp, type File } from "../env.ts";
 import { TRIAL_FIRST } from "./gathering.ts";
 import { Remains } from "./remains.ts";
 import { UringEnv } from "./uring-env.ts";
 
 const make = () => realGround((options) => new UringEnv(options));
+
+function* sync(disk: Disk, file: File): Task<DiskOp> {
+  return yield* perform<DiskOp>((resume) => {
+    const op = new DiskOp(resume);
+    op.kind = "sync";
+    op.file = file;
+    disk.submit(op);
+  });
+}
 
 test("who flushes alone has his syncs made by the lane, without the ring; several at once are the ring's", async () => {
   const ground = make();
@@ -32,10 +40,11 @@ test("who flushes alone has his syncs made by the lane, without the ring; severa
       const [one, two] = files.map(good);
       const syncs = (count: number) =>
         function* (): Task<void> {
-          for (let n = 0; n < count; n++) assert.equal(yield* syncFile(env.disk, one!), undefined);
+          for (let n = 0; n < count; n++) assert.equal((yield* sync(env.disk, one!)).fault, undefined);
         };
       assert.ok((yield* entersOf(syncs(16))) >= 16, "at first the ring is asked for each");
-      assert.ok((yield* entersOf(syncs(100))) < 16, "and then for none");
+      // A sync that took long on a busy machine begins the count anew.
+      for (let tries = 0; (yield* entersOf(syncs(20))) > 2; tries++) assert.ok(tries < 500, "and then for none");
       const ended: string[] = [];
       yield* perform<void>((resume) => {
         const note = (op: DiskOp) => {
@@ -52,7 +61,7 @@ test("who flushes alone has his syncs made by the lane, without the ring; severa
         }
       });
       for (const file of [one!, two!]) yield* perform(env.disk.close(file));
-      const op = yield* performOp(env.disk, "sync", one!, 0, 0, 0);
+      const op = yield* sync(env.disk, one!);
       assert.equal(op.fault, "io", "a sync that fails says so");
     })(),
   );

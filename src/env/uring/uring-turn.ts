@@ -25,6 +25,8 @@ const ROUNDS_MS = 2;
  * when it is sent: with 100 connections' in one round it is not.
  */
 const ROUND_COMPLETIONS = 16;
+/** So often in a round runs what was asked for "soon", and what that has asked for. */
+const SOON_PASSES = 3;
 /** How long the lane waits in the kernel. A timer of Node's may be late by so much, once after the lane was busy. */
 const WAIT_MICROS = 2000;
 /** The same where Node's loop cannot be watched meanwhile. */
@@ -123,9 +125,8 @@ export class UringTurn implements Turn {
     const until = performance.now() + ROUNDS_MS;
     for (let round = 0; round === 0 || performance.now() < until; round++) {
       told += ring.reap(ROUND_COMPLETIONS);
-      // What has been read is told in the first, and leaves in the second: with this call, not with the next.
-      this.#runSoons();
-      this.#runSoons();
+      // A write is appended in the first, told in the second, and its answer leaves in the third: with this call, not the next.
+      for (let pass = 0; pass < SOON_PASSES && this.#queue.length > 0; pass++) this.#runSoons();
       // Whoever was told may have closed the Env.
       if (this.#closed) return true;
       this.#gate.goOn();
