@@ -11,6 +11,8 @@ export interface Workload {
   readonly clients: number;
   /** Flush after each write. */
   readonly flush?: boolean;
+  /** From the first byte to the last, and not for so many seconds. */
+  readonly once?: boolean;
 }
 
 export interface Outcome {
@@ -23,7 +25,9 @@ export interface Outcome {
   readonly cpuPerOp: number;
 }
 
-/** Runs a workload for `seconds` against `uri` over `size` bytes; `pid` is the server's. */
+const ONCE_SECONDS_MAX = 300;
+
+/** Runs a workload for `seconds`, or once through, against `uri` over `size` bytes; `pid` is the server's. */
 export async function measure(
   load: Workload,
   uri: string,
@@ -36,8 +40,9 @@ export async function measure(
     "fio",
     [
       ...["--output-format=json", "--ioengine=nbd", `--uri=${uri}`, `--rw=${load.rw}`, `--bs=${load.block}`],
-      ...[`--iodepth=${load.depth}`, `--numjobs=${load.clients}`, `--size=${size}`, "--time_based"],
-      ...[`--runtime=${seconds}`, "--group_reporting", "--randrepeat=0", "--norandommap", "--name=bench", "--thread"],
+      ...[`--iodepth=${load.depth}`, `--numjobs=${load.clients}`, `--size=${size}`],
+      ...(load.once === true ? [] : ["--time_based", `--runtime=${seconds}`]),
+      ...["--group_reporting", "--randrepeat=0", "--norandommap", "--name=bench", "--thread"],
       // Sequential clients start apart from each other; buffers are not zeroes, which some server might not store.
       ...(load.clients > 1 && !load.rw.startsWith("rand")
         ? [`--offset_increment=${Math.floor(100 / load.clients)}%`]
@@ -45,7 +50,7 @@ export async function measure(
       ...(load.flush === true ? ["--fsync=1"] : []),
       ...["--refill_buffers=0", "--buffer_pattern=0x6173686c6172", "--gtod_reduce=0", "--lat_percentiles=1"],
     ],
-    { cwd: "/tmp", limitMs: (seconds + 30) * 1000 },
+    { cwd: "/tmp", limitMs: ((load.once === true ? ONCE_SECONDS_MAX : seconds) + 30) * 1000 },
   );
   const cpu = cpuMs(pid) - before;
   const job = JSON.parse(output.slice(output.indexOf("{"))).jobs[0];

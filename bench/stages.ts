@@ -26,7 +26,7 @@ const USER: readonly (readonly [string, RegExp])[] = [
   ["garbage collection", /Scaveng|MarkCompact|Sweep|Heap::|GCTracer|Marking/],
   ["receive", /(receive|Received)\b.*env\//i],
   ["send", /env\/(uring|node)\/.*(line|net)|fillIovecs|makeMessage/],
-  ["read", /env\/(uring|node)\/.*(disk|file)|pread|read_extents/],
+  ["read", /env\/(uring|node)\/.*(disk|file)|pread|read_extents|block-cache|memmove/],
   ["append", /store\/(log|segment|syncer|group|checkpoint|buffer-pool|sharing)|writev/],
   ["decode", /wire\/nbd\/request|proto\/nbd|nbd-intake|wire\/iscsi.*decode/],
   ["check", /protection|guard|limit|rights|fair-memory|checkRange/],

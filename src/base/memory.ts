@@ -49,6 +49,10 @@ export class Memory {
   /** Where the cache of blocks lies, and how much there is of it: whoever makes one asks once. */
   readonly cacheAt: number;
   cacheBytes: number;
+  /** So much of it can be touched at once: what the system has not provided yet would have to be waited for. */
+  cacheReady: number;
+  /** Has more of it provided, in the background, if there is any. Where nobody does, all of it counts as ready. */
+  provideCache: (() => void) | undefined = undefined;
   readonly #hasher: Hasher;
   #longHash: LongHash | undefined;
   /** What each span is cut into: a class, RUN, RUN_TAIL or FREE. */
@@ -70,6 +74,7 @@ export class Memory {
     this.cacheAt = this.size;
     const room = Math.min(cacheBytes, SPANS_MAX * SPAN_BYTES - this.size);
     this.cacheBytes = Math.floor(room / CACHE_PAGE_BYTES) * CACHE_PAGE_BYTES;
+    this.cacheReady = this.cacheBytes;
     this.#hasher = new Hasher(this.size + this.cacheBytes);
     this.bytes = new Uint8Array(this.#hasher.buffer);
     this.view = new DataView(this.#hasher.buffer);

@@ -14,12 +14,14 @@
  */
 import { canary } from "#base/canary";
 import type { Memory } from "#base/memory";
-import { BLOCK_BYTES, type Bytes } from "#base/units";
+import { BLOCK_BYTES, type Bytes, MIB } from "#base/units";
 import { SLOT_BLOCKS } from "./format.ts";
 import type { Segment } from "./segment.ts";
 
 /** Longer runs are neither looked for here nor offered: per block, the disk's way costs them little. */
 export const CACHED_BLOCKS_MAX = 8;
+/** Memory for new places is asked for while there is still so much. */
+const AHEAD_BYTES = 4 * MIB;
 /** As many as the longest write has. */
 const FORGOTTEN_BLOCKS_MAX = 256;
 const WAYS = 8;
@@ -125,7 +127,8 @@ export class BlockCache {
       // It is there when somebody else has read it at the same time.
       if (this.#indexOf(key, set) >= 0) continue;
       if (this.#indexOf(0, set) < 0 && !this.#wasRefused(key, set)) continue;
-      this.#copyIn(at + each * BLOCK_BYTES, this.#put(key, set));
+      const place = this.#put(key, set);
+      if (place !== 0) this.#copyIn(at + each * BLOCK_BYTES, place);
     }
   }
 
@@ -137,7 +140,7 @@ export class BlockCache {
       if (to.cacheNumber < this.#firstNumber) this.#number(to);
       const key = keyOf(to, toBlock + each);
       const place = this.#put(key, (key >>> 0) % this.#sets);
-      this.#copyIn(canary.armed === "cache-carries-other" ? at : at + each * BLOCK_BYTES, place);
+      if (place !== 0) this.#copyIn(canary.armed === "cache-carries-other" ? at : at + each * BLOCK_BYTES, place);
     }
   }
 
@@ -154,13 +157,25 @@ export class BlockCache {
     return true;
   }
 
-  /** Gives a block a way of its set that is free, or that of one which was not used lately. Its place. */
+  /**
+   * Gives a block a way of its set that is free, or that of one which was not used lately. Its place; 0, and it has no way,
+   * when memory for one more is still to come.
+   */
   #put(key: number, set: number): number {
     let index = this.#indexOf(0, set);
     if (index < 0) index = set * SET_WORDS + this.#victim(set);
+    const place = this.#table[index + WAYS]! || this.#newPlace();
+    if (place === 0) return 0;
     this.#table[index] = key;
-    if (this.#table[index + WAYS] === 0) this.#table[index + WAYS] = ++this.#places;
-    return this.#table[index + WAYS]!;
+    this.#table[index + WAYS] = place;
+    return place;
+  }
+
+  #newPlace(): number {
+    const memory = this.#memory;
+    const needed = (this.#places + 1) * BLOCK_BYTES;
+    if (needed > memory.cacheReady - AHEAD_BYTES) memory.provideCache?.();
+    return needed > memory.cacheReady ? 0 : ++this.#places;
   }
 
   #copyIn(at: number, place: number): void {

@@ -49,6 +49,7 @@ export const OP = {
   CLOSE: 19,
   READ: 22,
   WRITE: 23,
+  MADVISE: 25,
   SEND: 26,
   RECV: 27,
 } as const;
@@ -56,6 +57,8 @@ export type Op = (typeof OP)[keyof typeof OP];
 
 export const SQE_IO_LINK = 1 << 2;
 export const FSYNC_DATASYNC = 1;
+/** madvise(2). */
+export const ADVICE = { POPULATE_WRITE: 23 } as const;
 export const POLLIN = 1;
 /** Flags of a submission queue: CQ_OVERFLOW, TASKRUN. */
 export const SQ_WORK = (1 << 1) | (1 << 2);
@@ -128,4 +131,4 @@ export const MSG_WAITALL = 0x100;
 export const SOCKADDR_BYTES = 128;
 
 /** Error numbers that mean something to us by themselves; all others are told by name. */
-export const ERRNO = { EINTR: 4, EAGAIN: 11, ETIME: 62, ECONNABORTED: 103, ECANCELED: 125 } as const;
+export const ERRNO = { EINTR: 4, EAGAIN: 11, EINVAL: 22, ETIME: 62, ECONNABORTED: 103, ECANCELED: 125 } as const;

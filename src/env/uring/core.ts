@@ -2,6 +2,7 @@
 import type { Memory, Pieces } from "#base/memory";
 import { MIB } from "#base/units";
 import { Promptness, READ_SLOW_MS, WRITE_SLOW_MS } from "../promptness.ts";
+import { CacheProvider } from "./cache-provider.ts";
 import { Gate } from "./gate.ts";
 import { loadNative, type Native } from "./native.ts";
 import type { Remains } from "./remains.ts";
@@ -44,6 +45,7 @@ export class UringCore {
     this.ring = new Ring({ entries: SUBMISSIONS, completions: COMPLETIONS, defer: true }, remains);
     this.gate = new Gate(this.ring);
     this.turn = new UringTurn(this.ring, this.gate, remains, native.preemptions);
+    if (memory.cacheBytes > 0) new CacheProvider(this);
   }
 
   /** Writes iovecs from `first` on for what follows the first `skip` bytes of `pieces`; returns how many. */
