@@ -10,8 +10,7 @@ import { Refusal } from "#base/refusal";
 import { formatSize } from "#base/size";
 import { type Bytes, MIB } from "#base/units";
 import type { Address, Log, Tls } from "#env/env";
-import type { EnvName, LaneStart, PoolFacts } from "#lane/messages";
-import type { BlockCacheFacts } from "#store/block-cache";
+import type { EnvName, LaneFacts, LaneStart, PoolFacts } from "#lane/messages";
 import type { DriveSetFacts } from "#store/drive-set";
 import { formatAddress, nbdUri } from "./address.ts";
 import { DataDirectory } from "./data-directory.ts";
@@ -175,7 +174,7 @@ export class Server {
       sets: number;
       connections: number;
       memory: { used: number; peak: number; size: number };
-      cache: BlockCacheFacts;
+      cache: LaneFacts["cache"];
       restarts: number;
     }[]
   > {
