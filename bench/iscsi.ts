@@ -197,7 +197,7 @@ function tabulate(
     title: "iSCSI",
     method:
       `iscsi-perf of libiscsi, and a generator of our own for writes and for data digests, over TCP on loopback; clients and targets on the same cores; ${size / MIB} MiB of random data, ` +
-      `tgt (${version}) from a file on the same file system; all with page cache; ours with a checksum verified on every read. "Digests" are CRC32C of headers with iscsi-perf, which has no others, ` +
+      `tgt (${version}) from a file on the same file system; all with page cache; ours with a checksum verified on every read of the page cache, and a cache of blocks before it. "Digests" are CRC32C of headers with iscsi-perf, which has no others, ` +
       `and of headers and data with our generator; tgt has none in any row. Operations per second, medians of ${rounds} alternating turns of ${seconds} s; the ratio is the median of those within each turn, with the goal behind it. ` +
       `Processor time is the target's per operation, kernel and all.`,
     columns: [

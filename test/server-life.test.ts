@@ -274,6 +274,34 @@ suite("a server process", () => {
     assert.match(stderr, /memroy/);
   });
 
+  test("keeps blocks that were read in as much memory as --cache says", async (t) => {
+    const folder = tempFolder(t);
+    const file = join(folder, "ashlar.toml");
+    writeFileSync(file, 'cache = "64M"\nlanes = 1\n');
+    const cacheOf = async (server: Server) => (await server.json("status")).lanes[0].cache;
+    const server = await Server.start(t, { args: ["--config", file] });
+    await server.ashlar("volume", "create", "db", "--size", "8M");
+    const io = (...commands: string[]) =>
+      run("qemu-io", ["-f", "raw", ...commands.flatMap((one) => ["-c", one]), server.uri("db")]);
+    await io("write -P 7 0 64k", "flush");
+    // Not from the second time on for sure: memory is provided in the background.
+    await until("a block is read from memory", async () => {
+      await io("read -P 7 4k 4k");
+      return (await cacheOf(server)).hits > 0;
+    });
+    const { size, used, misses } = await cacheOf(server);
+    assert.ok(size > 60 * 1024 * 1024 && size <= 64 * 1024 * 1024, String(size));
+    assert.ok(misses > 0 && used > 0 && used <= size);
+    await io("write -P 8 4k 4k");
+    await io("read -P 8 4k 4k");
+
+    const none = await Server.start(t, { args: ["--config", file, "--cache", "0"] });
+    assert.equal((await cacheOf(none)).size, 0);
+    const { status, stderr } = await serve(join(folder, "none"), "--lanes", "1", "--cache", "100G");
+    assert.equal(status, 2, stderr);
+    assert.match(stderr, /give --cache \d+M or less/);
+  });
+
   test("keeps secrets that others can read out", async (t) => {
     const folder = tempFolder(t);
     const psk = join(folder, "keys");

@@ -129,7 +129,12 @@ function kernelCheck(): Check {
 function memoryCheck(): Check {
   const message = `${formatSize(freemem())} of ${formatSize(totalmem())} free`;
   if (freemem() > 256 * MIB) return { name: "memory", result: "ok", message };
-  return { name: "memory", result: "warning", message, hint: "Give --memory a smaller value, or the machine more." };
+  return {
+    name: "memory",
+    result: "warning",
+    message,
+    hint: "Give --memory and --cache smaller values, or the machine more.",
+  };
 }
 
 function openFilesCheck(): Check {

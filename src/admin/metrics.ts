@@ -69,22 +69,20 @@ async function writeNbd(text: PrometheusText, server: Server): Promise<void> {
 }
 
 function writeLanes(text: PrometheusText, lanes: Awaited<ReturnType<Server["laneStatus"]>>): void {
-  text.family("ashlar_lane_up", "gauge", "1 while the lane runs");
-  for (const { index, state } of lanes) text.sample(state === "running" ? 1 : 0, { lane: index });
-  text.family("ashlar_lane_restarts_total", "counter", "How often the lane died and was replaced");
-  for (const { index, restarts } of lanes) text.sample(restarts, { lane: index });
-  text.family("ashlar_lane_memory_used_bytes", "gauge", "Buffers of requests in flight");
-  for (const { index, memory } of lanes) text.sample(memory.used, { lane: index });
-  text.family("ashlar_lane_memory_size_bytes", "gauge", "The limit on buffers of requests in flight");
-  for (const { index, memory } of lanes) text.sample(memory.size, { lane: index });
-  text.family("ashlar_lane_cache_used_bytes", "gauge", "Blocks that were read lately, kept in memory");
-  for (const { index, cache } of lanes) text.sample(cache.used, { lane: index });
-  text.family("ashlar_lane_cache_size_bytes", "gauge", "The limit on blocks kept in memory");
-  for (const { index, cache } of lanes) text.sample(cache.size, { lane: index });
-  text.family("ashlar_lane_cache_hits_total", "counter", "Blocks of short reads that were in memory");
-  for (const { index, cache } of lanes) text.sample(cache.hits, { lane: index });
-  text.family("ashlar_lane_cache_misses_total", "counter", "Blocks of short reads that were looked for in vain");
-  for (const { index, cache } of lanes) text.sample(cache.misses, { lane: index });
+  type Lane = (typeof lanes)[number];
+  const write = (name: string, kind: "gauge" | "counter", help: string, of: (lane: Lane) => number): void => {
+    text.family(`ashlar_lane_${name}`, kind, help);
+    for (const lane of lanes) text.sample(of(lane), { lane: lane.index });
+  };
+  write("up", "gauge", "1 while the lane runs", ({ state }) => (state === "running" ? 1 : 0));
+  write("restarts_total", "counter", "How often the lane died and was replaced", ({ restarts }) => restarts);
+  write("memory_used_bytes", "gauge", "Buffers of requests in flight", ({ memory }) => memory.used);
+  write("memory_size_bytes", "gauge", "The limit on buffers of requests in flight", ({ memory }) => memory.size);
+  write("cache_used_bytes", "gauge", "Blocks that were read lately, kept in memory", ({ cache }) => cache.used);
+  write("cache_size_bytes", "gauge", "The limit on blocks kept in memory", ({ cache }) => cache.size);
+  write("cache_hits_total", "counter", "Blocks of short reads that were in memory", ({ cache }) => cache.hits);
+  const missed = "Blocks of short reads that were looked for in vain";
+  write("cache_misses_total", "counter", missed, ({ cache }) => cache.misses);
 }
 
 function writeVolumes(text: PrometheusText, volumes: readonly Found[], snapshots: readonly Found[]): void {

@@ -3,8 +3,8 @@
  * same copy and a checksum. It stands before the page cache and not in its place: what it has not is read there.
  *
  * A block is known by its segment and its place in that, not by volume and offset. A place in a segment is written once, so
- * nothing in here is ever out of date: who writes a block gives it another place, and nobody asks for the old one again. Its way is
- * free for another then, and the new block comes when it is read; only what the cleaner moves is carried along.
+ * nothing in here is ever out of date: who writes a block gives it another place, and nobody asks for the old one again. Its
+ * way is free for another then, and the new block comes when it is read; only what the cleaner moves is carried along.
  * Snapshots and clones share here what they share on the disk. A segment is given a number here, never used twice, so that
  * what is left of one that is gone is nobody else's.
  *

@@ -1,8 +1,8 @@
 /**
  * Reads in progress, of all versions of a lane: whole blocks come from segments into memory and are compared with their
- * checksums, if the lane's cache of blocks has them not. What a read needs besides its version's map and its segment is the lane's, and so are the records of those
- * in progress: the one that ended last is used next, whosever it was. With a thousand volumes in use, each of which had
- * records of its own, they would be in no cache when they are needed.
+ * checksums, if the lane's cache of blocks has them not. What a read needs besides its version's map and its segment is the
+ * lane's, and so are the records of those in progress: the one that ended last is used next, whosever it was. With a
+ * thousand volumes in use, each of which had records of its own, they would be in no cache when they are needed.
  */
 import type { Memory } from "#base/memory";
 import type { Status } from "#base/status";

@@ -109,6 +109,36 @@ test("what was written is read, holes are zeroes, and both are the same after cl
   rig.world.end();
 });
 
+test("a block that was read is read from memory, also when the disk has lost it; a scrub reads the disk", () => {
+  const rig = new Rig(1);
+  rig.create();
+  const db = rig.finish(rig.set.createVolume({ name: "db", size: 64 * BLOCK }));
+  for (const block of [4, 5]) rig.ok(db, "write", block * BLOCK, BLOCK, filled(BLOCK, block));
+  rig.ok(db, "flush", 0, 0);
+  const read = (block: number): Uint8Array => rig.ok(db, "read", block * BLOCK, BLOCK);
+  assert.deepEqual(read(4), filled(BLOCK, 4));
+  const { files } = rig.world.node("server");
+  for (const { path } of files.files("/set")) {
+    if (!path.includes("segment-")) continue;
+    const file = rig.finish(perform(rig.env.disk.open(path, "write")));
+    assert.ok(!isDiskFault(file));
+    const at = rig.env.memory.allocate(16 * BLOCK);
+    rig.env.memory.bytes.fill(9, at, at + 16 * BLOCK);
+    assert.equal(rig.finish(transfer(rig.env.disk, "write", file, 0, at, 16 * BLOCK)), undefined);
+    rig.env.memory.free(at);
+    rig.finish(perform(rig.env.disk.close(file)));
+  }
+  assert.deepEqual(read(4), filled(BLOCK, 4));
+  rig.run(db, "read", 5 * BLOCK, BLOCK);
+  assert.equal(rig.last.status, "medium", "what was not read before is damaged");
+  const report = rig.finish(rig.set.scrub(undefined, () => {}));
+  assert.deepEqual(report.damaged, [{ version: "db", offset: 4 * BLOCK, length: 2 * BLOCK }]);
+  // What replaces it is what is read then.
+  rig.ok(db, "write", 4 * BLOCK, BLOCK, filled(BLOCK, 44));
+  assert.deepEqual(read(4), filled(BLOCK, 44));
+  rig.world.end();
+});
+
 test("a segment that is missing behind the checkpoint is damage, though only a late group knows of the flush", () => {
   const rig = new Rig(2);
   rig.create();

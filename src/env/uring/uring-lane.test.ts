@@ -6,7 +6,7 @@ import { describe, test } from "node:test";
 import { Worker } from "node:worker_threads";
 import { perform, promiseOf, type Task } from "#base/task";
 import { connected, good, pause, Talk } from "#test/contract/env-ground";
-import { realGround } from "#test/contract/env-real";
+import { realGround, SILENT } from "#test/contract/env-real";
 import { type Disk, DiskOp, type File } from "../env.ts";
 import { TRIAL_FIRST } from "./gathering.ts";
 import { Remains } from "./remains.ts";
@@ -66,6 +66,24 @@ test("who flushes alone has his syncs made by the lane, without the ring; severa
     })(),
   );
   await ground.close();
+});
+
+test("memory for a cache is provided when it is asked for, a huge page at a time, and to its end", async () => {
+  const env = new UringEnv({ memoryBytes: 4 << 20, cacheBytes: 5 << 20, log: SILENT });
+  const { memory } = env;
+  assert.equal(memory.cacheReady, 0, "nothing is touched before");
+  const seen: number[] = [];
+  while (memory.cacheReady < memory.cacheBytes) {
+    const before = memory.cacheReady;
+    memory.provideCache!();
+    await promiseOf(perform(pause(env, 2)));
+    if (memory.cacheReady > before) seen.push(memory.cacheReady - before);
+  }
+  assert.equal(memory.cacheReady, 5 << 20);
+  assert.ok(seen.length >= 3 && seen.every((bytes) => bytes <= 2 << 20), seen.join());
+  memory.bytes.fill(7, memory.cacheAt, memory.cacheAt + memory.cacheBytes);
+  memory.provideCache!();
+  env.close();
 });
 
 test("a connection goes from one lane to another in the middle of a conversation, and nothing is lost", async () => {
